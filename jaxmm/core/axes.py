@@ -1,0 +1,45 @@
+"""Logical axis names of parameters and activations; which machine axis each goes to is `jaxmm.sharding`'s.
+
+Weights and activations have names of their own where a rule must treat them apart: a weight's EMBED may be
+sharded over the same devices as an activation's BATCH, and one array can use a mesh axis only once.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+# Parameters.
+LAYERS = 'layers'  # the leading axis of a scanned Stack
+EMBED = 'embed'  # model width D
+HEADS = 'heads'  # query heads N (or N*H fused)
+KV_HEADS = 'kv_heads'
+HEAD_DIM = 'head_dim'
+MLP = 'mlp'  # hidden width F
+VOCAB = 'vocab'
+CONV_IN = 'conv_in'
+CONV_OUT = 'conv_out'
+CODES = 'codes'  # codebook entries K
+CODE_DIM = 'code_dim'
+
+# Activations.
+BATCH = 'batch'
+LENGTH = 'length'
+ACT_EMBED = 'activation_embed'
+ACT_HEADS = 'activation_heads'
+ACT_MLP = 'activation_mlp'
+ACT_VOCAB = 'activation_vocab'
+ACT_CHANNELS = 'activation_channels'
+
+
+def weight(init: Callable, *names: str | None) -> Callable:
+  """An initializer that records the logical axes of the parameter it makes."""
+  return nn.with_logical_partitioning(init, names)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """States the logical axes of an activation; the identity where no rules or no mesh are in force."""
+  rules = nn.get_logical_axis_rules()
+  if not rules or jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(names, rules))

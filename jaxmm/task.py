@@ -1,0 +1,101 @@
+"""Seam between a model and the trainer: a Task is pure functions; the trainer imports no model, a model no trainer.
+
+The scalar that is differentiated divides every sum by a count of the *whole* batch, which the Task works out first
+(`counts`). So the gradients of microbatches add up to the gradient of the full batch exactly, also when their
+masks are ragged; averaging the means of microbatches would not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+Variables = Mapping[str, Any]
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, tuple[jax.Array, jax.Array]]
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that a run carries from step to step.
+
+  Attributes:
+    step: int32 scalar, the number of steps taken.
+    params: differentiated parameters, plain nested dicts.
+    extra: the other variable collections, `{collection: tree}` (codebook statistics, BatchNorm averages).
+    opt_state: the optimizer's state.
+    ema: exponential moving average of params, or None.
+    key: uint32 key data of the run's key; the key of step s is `fold_in(key, s)`.
+  """
+
+  step: jax.Array
+  params: Any
+  extra: Any
+  opt_state: Any
+  ema: Any
+  key: jax.Array
+
+
+class Task:
+  """What the trainer needs to know of a model. Subclasses are frozen dataclasses.
+
+  `constants` are arrays the loss reads but nobody trains or saves (the weights of a perceptual network); they reach
+  `loss` as `variables['constants']`.
+  """
+
+  constants: Mapping[str, Any] = {}
+
+  def init(self, key: jax.Array, batch: Batch) -> Variables:
+    """`{'params': tree, other collections...}` with Flax's logical-axis boxes on; traced, so no side effects."""
+    raise NotImplementedError
+
+  def counts(self, batch: Batch) -> dict[str, jax.Array]:
+    """How many items each term of the loss has in the whole batch (scalars), from masks alone."""
+    raise NotImplementedError
+
+  def loss(
+    self,
+    variables: Variables,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    counts: dict[str, jax.Array],
+  ) -> tuple[jax.Array, Sums, Any]:
+    """One microbatch.
+
+    Returns:
+      scalar: sum over terms of weight * sum / counts[term]; what is differentiated.
+      sums: `{name: (sum, count)}` for the log; added over microbatches before dividing.
+      stats: a tree of arrays to be *added* over microbatches, for `after_update`; {} if none.
+    """
+    raise NotImplementedError
+
+  def after_update(
+    self, state: TrainState, stats: Any, key: jax.Array, step: jax.Array
+  ) -> TrainState:
+    """What follows the optimizer's step (codebook averages, dead codes revived); default: nothing."""
+    del stats, key, step
+    return state
+
+  def label(self, path: tuple[str, ...]) -> str:
+    """Which optimizer of the config trains the parameter at `path`, or 'frozen' for none."""
+    del path
+    return 'model'
+
+  def evaluations(self) -> Mapping[str, Callable[[Variables, Batch, jax.Array], Sums]]:
+    """Named evaluations, each a pure function `(variables, batch, key) -> {metric: (sum, count)}`."""
+    return {}
+
+  def step_flops(self, batch_size: int) -> float:
+    """Model FLOPs of one training step, forward and backward (a multiply-add counts two); 0 if unknown."""
+    del batch_size
+    return 0.0
+
+
+def example_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
+  """A key for every example, from its global index: the same on any mesh and in any microbatch; typed keys [B]."""
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B.astype(jnp.uint32))
