@@ -1,8 +1,8 @@
-"""Seam: what the user wrote (a config file, `--config.key=value`) and the frozen dataclasses of the library.
+"""Seam between what the user wrote (a config file, `--config.key=value`) and frozen dataclasses.
 
-A config file is a Python file with `get_config(arg=None) -> ml_collections.ConfigDict`. Every consumer
-turns its part into a frozen dataclass with `from_mapping`, so that a key that nobody reads is an error
-that names its nearest neighbours, never a setting that is silently ignored.
+A config file is a Python file with `get_config(arg=None) -> ml_collections.ConfigDict`. Every
+consumer turns its part into a frozen dataclass with `from_mapping`, so that a key that nobody reads
+is an error that names its nearest neighbours, never a setting that is silently ignored.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def load_config(spec: str):
 
   Args:
     spec: `path/to/file.py` or `path/to/file.py:arg`; the argument is passed to `get_config`. A path
-      that does not exist is looked up in the packaged experiments (`crt/mini.py`, `experiments/crt/mini.py`).
+      that does not exist is looked up in the packaged experiments (`crt/mini.py`,
+      `experiments/crt/mini.py`).
 
   Returns:
     The locked ConfigDict.

@@ -1,7 +1,7 @@
 """Seam between a program and the machine: the mesh, the rule tables, sharded initialisation.
 
-The only file that names mesh axes. A mesh always has the three axes `data`, `fsdp`, `tensor`; a strategy is a table
-from logical axis names (`core.axes`) to them.
+The only file that names mesh axes. A mesh always has the three axes `data`, `fsdp`, `tensor`; a
+strategy is a table from logical axis names (`core.axes`) to them.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ _TENSOR = (
 )
 _NO_TENSOR = tuple((name, None) for name, _ in _TENSOR)
 
-# dp: every device has all weights. fsdp: weights split over `fsdp` and gathered where used. tensor: heads, hidden
-# units and vocabulary split over `tensor` as well (Megatron's split), the rest as in fsdp.
+# dp: every device has all weights. fsdp: weights split over `fsdp` and gathered where used. tensor:
+# heads, hidden units and vocabulary split over `tensor` as well (Megatron's split), the rest as in
+# fsdp.
 RULES: dict[str, Rules] = {
   'dp': _ROWS
   + _NO_TENSOR
@@ -91,10 +92,11 @@ def make_mesh(
     sizes[sizes.index(-1)] = len(devices) // known
   if int(np.prod(sizes)) != len(devices):
     raise ValueError(
-      f'mesh {dataclasses.asdict(config)} needs a multiple of {known} devices (and all of them used), '
-      f'but there are {len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor'
+      f'mesh {dataclasses.asdict(config)} needs a multiple of {known} devices (and all of them
+      used), ' f'but there are {len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor'
     )
-  # Auto on purpose: newer jax defaults to Explicit, under which embedding and codebook gathers do not trace.
+  # Auto on purpose: newer jax defaults to Explicit, under which embedding and codebook gathers do
+  # not trace.
   return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -107,7 +109,7 @@ def rules_named(name: str) -> Rules:
 
 @contextlib.contextmanager
 def in_mesh(mesh: Mesh, rules: Rules) -> Iterator[None]:
-  """Context in which logical axis names mean something: the mesh is set and the rules are in force."""
+  """Context in which logical axis names mean something: mesh set, rules in force."""
   with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
     yield
 
@@ -123,7 +125,7 @@ def spec_for(shape: Sequence[int], names: Sequence[str | None], rules: Rules, me
 
 
 def tree_shardings(boxed: Any, rules: Rules, mesh: Mesh) -> Any:
-  """Shardings of a tree of (possibly boxed) shapes, without the boxes; arrays without names are replicated."""
+  """Shardings of a tree of (boxed) shapes, without boxes; arrays without names are replicated."""
 
   def one(leaf):
     if isinstance(leaf, nn.LogicallyPartitioned):

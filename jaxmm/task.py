@@ -1,8 +1,10 @@
-"""Seam between a model and the trainer: a Task is pure functions; the trainer imports no model, a model no trainer.
+"""Seam between a model and the trainer: a Task is pure functions.
 
-The scalar that is differentiated divides every sum by a count of the *whole* batch, which the Task works out first
-(`counts`). So the gradients of microbatches add up to the gradient of the full batch exactly, also when their
-masks are ragged; averaging the means of microbatches would not.
+The trainer imports no model, a model no trainer.
+
+The scalar that is differentiated divides every sum by a count of the *whole* batch, which the Task
+works out first (`counts`). So the gradients of microbatches add up to the gradient of the full
+batch exactly, also when their masks are ragged; averaging the means of microbatches would not.
 """
 
 from __future__ import annotations
@@ -26,10 +28,9 @@ class TrainState:
   Attributes:
     step: int32 scalar, the number of steps taken.
     params: differentiated parameters, plain nested dicts.
-    extra: the other variable collections, `{collection: tree}` (codebook statistics, BatchNorm averages).
-    opt_state: the optimizer's state.
-    ema: exponential moving average of params, or None.
-    key: uint32 key data of the run's key; the key of step s is `fold_in(key, s)`.
+    extra: the other variable collections, `{collection: tree}` (codebook statistics, BatchNorm
+      averages). opt_state: the optimizer's state. ema: exponential moving average of params, or
+      None. key: uint32 key data of the run's key; the key of step s is `fold_in(key, s)`.
   """
 
   step: jax.Array
@@ -43,14 +44,14 @@ class TrainState:
 class Task:
   """What the trainer needs to know of a model. Subclasses are frozen dataclasses.
 
-  `constants` are arrays the loss reads but nobody trains or saves (the weights of a perceptual network); they reach
-  `loss` as `variables['constants']`.
+  `constants` are arrays the loss reads but nobody trains or saves (the weights of a perceptual
+  network); they reach `loss` as `variables['constants']`.
   """
 
   constants: Mapping[str, Any] = {}
 
   def init(self, key: jax.Array, batch: Batch) -> Variables:
-    """`{'params': tree, other collections...}` with Flax's logical-axis boxes on; traced, so no side effects."""
+    """`{'params': tree, other collections...}`, with Flax's logical-axis boxes on; traced."""
     raise NotImplementedError
 
   def counts(self, batch: Batch) -> dict[str, jax.Array]:
@@ -77,7 +78,7 @@ class Task:
   def after_update(
     self, state: TrainState, stats: Any, key: jax.Array, step: jax.Array
   ) -> TrainState:
-    """What follows the optimizer's step (codebook averages, dead codes revived); default: nothing."""
+    """What follows the update (codebook averages, dead codes revived); default: nothing."""
     del stats, key, step
     return state
 
@@ -87,15 +88,15 @@ class Task:
     return 'model'
 
   def evaluations(self) -> Mapping[str, Callable[[Variables, Batch, jax.Array], Sums]]:
-    """Named evaluations, each a pure function `(variables, batch, key) -> {metric: (sum, count)}`."""
+    """Named pure functions `(variables, batch, key) -> {metric: (sum, count)}`."""
     return {}
 
   def step_flops(self, batch_size: int) -> float:
-    """Model FLOPs of one training step, forward and backward (a multiply-add counts two); 0 if unknown."""
+    """Model FLOPs of a training step, forward and backward (multiply-add = 2); 0 if unknown."""
     del batch_size
     return 0.0
 
 
 def example_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
-  """A key for every example, from its global index: the same on any mesh and in any microbatch; typed keys [B]."""
+  """Typed keys [B], one an example, from its global index: the same on any mesh and microbatch."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B.astype(jnp.uint32))

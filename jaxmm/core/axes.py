@@ -1,7 +1,8 @@
-"""Logical axis names of parameters and activations; which machine axis each goes to is `jaxmm.sharding`'s.
+"""Logical axis names of parameters and activations; `jaxmm.sharding` maps them to the machine.
 
-Weights and activations have names of their own where a rule must treat them apart: a weight's EMBED may be
-sharded over the same devices as an activation's BATCH, and one array can use a mesh axis only once.
+Weights and activations have names of their own where a rule must treat them apart: a weight's EMBED
+may be sharded over the same devices as an activation's BATCH, and one array can use a mesh axis
+only once.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ def weight(init: Callable, *names: str | None) -> Callable:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """States the logical axes of an activation; the identity where no rules or no mesh are in force."""
+  """States the logical axes of an activation; the identity where no rules or mesh are in force."""
   rules = nn.get_logical_axis_rules()
   if not rules or jax.sharding.get_abstract_mesh().empty:
     return x
