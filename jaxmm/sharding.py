@@ -14,7 +14,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmm.core import axes
 
@@ -92,8 +93,8 @@ def make_mesh(
     sizes[sizes.index(-1)] = len(devices) // known
   if int(np.prod(sizes)) != len(devices):
     raise ValueError(
-      f'mesh {dataclasses.asdict(config)} needs a multiple of {known} devices (and all of them
-      used), ' f'but there are {len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor'
+      f'mesh {dataclasses.asdict(config)} uses a multiple of {known} devices, and all of them, '
+      f'but there are {len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor'
     )
   # Auto on purpose: newer jax defaults to Explicit, under which embedding and codebook gathers do
   # not trace.
