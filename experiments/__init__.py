@@ -1,0 +1,1 @@
+"""experiments: configs, claims and pages, one folder a paper; installed as `jaxmm.experiments`."""

@@ -1,0 +1,315 @@
+"""The console command `jaxmm`: verbs only, each one call into a room."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jaxmm
+from jaxmm.config import ConfigError
+
+_INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one verb; returns the exit status (0 done, 1 failed, 2 bad usage or bad setting)."""
+  args, rest = _split_overrides(list(sys.argv[1:] if argv is None else argv))
+  parser = _parser()
+  options = parser.parse_args(args)
+  if rest and not getattr(options, 'takes_overrides', False):
+    parser.error(f'{options.verb} takes no --config.* settings, got {" ".join(rest)}')
+  options.overrides = rest
+  try:
+    return options.run(options) or 0
+  except (ConfigError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
+    print(f'jaxmm {options.verb}: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'\njaxmm {options.verb}: interrupted; run the same command again to go on', flush=True)
+    return _INTERRUPTED
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+  """`--config.key=value` and `--config.key value` apart from the rest."""
+  args, overrides = [], []
+  words = iter(argv)
+  for word in words:
+    if not word.startswith('--config.'):
+      args.append(word)
+      continue
+    setting = word.removeprefix('--config.')
+    overrides.append(setting if '=' in setting else f'{setting}={next(words, "")}')
+  return args, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='jaxmm', description='Multimodal generative modelling and data curation in JAX.'
+  )
+  parser.add_argument('--version', action='version', version=f'jaxmm {jaxmm.__version__}')
+  verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+  for add in (
+    _add_quickstart, _add_train, _add_tokenize, _add_reconstruct, _add_sample, _add_evaluate,
+    _add_reproduce, _add_convert, _add_report,
+  ):  # fmt: skip
+    add(verbs)
+  return parser
+
+
+def _verb(verbs, name: str, run, what: str, example: str, overrides: bool = False):
+  parser = verbs.add_parser(
+    name,
+    help=what,
+    description=what,
+    epilog=f'example:\n  {example}',
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.set_defaults(run=run, takes_overrides=overrides)
+  return parser
+
+
+def _add_quickstart(verbs):
+  p = _verb(
+    verbs, 'quickstart', _quickstart,
+    'Trains a tokenizer without and with causal regularization on MNIST, the same image model on\n'
+    'both, samples, and writes DIR/report.html. About five minutes on two CPU cores.',
+    'jaxmm quickstart --workdir runs/quickstart',
+  )  # fmt: skip
+  p.add_argument('--workdir', default='runs/quickstart', help='default: %(default)s')
+  p.add_argument('--seed', type=int, default=0)
+
+
+def _quickstart(options) -> int:
+  from jaxmm.studies import quickstart
+
+  page = quickstart.run(pathlib.Path(options.workdir), seed=options.seed)
+  print(f'\nreport: {page}')
+  return 0
+
+
+def _add_train(verbs):
+  p = _verb(
+    verbs, 'train', _train,
+    'Trains what a config describes; run again it resumes from the newest good checkpoint.',
+    'jaxmm train --config experiments/crt/mini.py --config.steps=100 --workdir runs/mini',
+    overrides=True,
+  )  # fmt: skip
+  p.add_argument('--config', required=True, metavar='FILE.py[:ARG]')
+  p.add_argument('--workdir', required=True)
+  p.add_argument('--init-from', metavar='RUN', help='start from the parameters of another run')
+  p.add_argument(
+    '--accept-config-change',
+    action='store_true',
+    help='resume although the config differs from the one the run began with',
+  )
+  p.add_argument('--profile', metavar='FIRST:LAST', help='trace these steps with the JAX profiler')
+  p.add_argument('--stop-after', type=int, metavar='STEP', help='save and leave at this step')
+
+
+def _train(options) -> int:
+  from jaxmm import config as configs
+  from jaxmm.studies import run
+
+  config = configs.override(configs.load_config(options.config), options.overrides)
+  run.train_from_config(
+    config,
+    options.workdir,
+    init_from=options.init_from,
+    accept_config_change=options.accept_config_change,
+    profile=_window(options.profile),
+    stop_after=options.stop_after,
+  )
+  return 0
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+  if text is None:
+    return None
+  first, _, last = text.partition(':')
+  if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
+    raise ConfigError(f'--profile is {text!r}, expected FIRST:LAST, for example 20:25')
+  return int(first), int(last)
+
+
+def _add_tokenize(verbs):
+  p = _verb(
+    verbs, 'tokenize', _tokenize,
+    'Writes the codes of a data set as a token store, which image models train on.',
+    'jaxmm tokenize --run runs/mini --split train --output runs/mini/tokens-train',
+    overrides=True,
+  )  # fmt: skip
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
+  p.add_argument('--output', required=True)
+  p.add_argument('--split', default='train', help='split of the run\'s data (default: %(default)s)')
+  p.add_argument('--ten-crop', action='store_true', help='LlamaGen\'s ten crops an image')
+  p.add_argument('--batch', type=int, default=64)
+
+
+def _tokenize(options) -> int:
+  from jaxmm.studies import tokens
+
+  tokens.write(
+    options.model,
+    options.output,
+    split=options.split,
+    ten_crop=options.ten_crop,
+    batch=options.batch,
+    overrides=options.overrides,
+  )
+  return 0
+
+
+def _add_reconstruct(verbs):
+  p = _verb(
+    verbs, 'reconstruct', _reconstruct,
+    'Writes a picture of originals beside a tokenizer\'s reconstructions.',
+    'jaxmm reconstruct --run runs/mini --num 16 --output reconstructions.png',
+  )  # fmt: skip
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
+  p.add_argument('--images', nargs='*', metavar='FILE', help='default: the run\'s evaluation data')
+  p.add_argument('--num', type=int, default=16)
+  p.add_argument('--output', required=True, metavar='FILE.png')
+
+
+def _reconstruct(options) -> int:
+  from jaxmm.studies import pictures
+
+  print(pictures.reconstruct(options.model, options.output, num=options.num, files=options.images))
+  return 0
+
+
+def _add_sample(verbs):
+  p = _verb(
+    verbs, 'sample', _sample,
+    'Samples images from an image model and writes them as a grid (and as an array).',
+    'jaxmm sample --run runs/lm --num 64 --guidance 2.0 --output samples.png',
+  )  # fmt: skip
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='an image model run')
+  p.add_argument('--num', type=int, default=64)
+  p.add_argument('--labels', type=int, nargs='*', help='class ids; default: all in turn')
+  p.add_argument('--temperature', type=float, default=1.0)
+  p.add_argument('--top-k', type=int, default=0)
+  p.add_argument('--top-p', type=float, default=1.0)
+  p.add_argument('--guidance', type=float, default=1.0, help='classifier-free guidance scale')
+  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--output', required=True, metavar='FILE.png')
+  p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
+
+
+def _sample(options) -> int:
+  from jaxmm.studies import pictures
+
+  print(
+    pictures.sample(
+      options.model,
+      options.output,
+      num=options.num,
+      labels=options.labels,
+      array=options.array,
+      seed=options.seed,
+      temperature=options.temperature,
+      top_k=options.top_k,
+      top_p=options.top_p,
+      guidance_scale=options.guidance,
+    )
+  )
+  return 0
+
+
+def _add_evaluate(verbs):
+  p = _verb(
+    verbs, 'evaluate', _evaluate,
+    'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.',
+    'jaxmm evaluate --run runs/mini',
+  )  # fmt: skip
+  p.add_argument('--run', dest='model', required=True, metavar='DIR')
+  p.add_argument('--batch', type=int, default=64)
+
+
+def _evaluate(options) -> int:
+  from jaxmm.studies import evaluation
+
+  evaluation.run(options.model, batch=options.batch, echo=print)
+  return 0
+
+
+def _add_reproduce(verbs):
+  p = _verb(
+    verbs, 'reproduce', _reproduce,
+    'Re-runs a paper\'s central claim in miniature and prints the verdict as it came out.',
+    'jaxmm reproduce crt --workdir runs/reproduce-crt --data-path cifar10.zip',
+  )  # fmt: skip
+  p.add_argument('paper', help='paper id, for example crt')
+  p.add_argument('--workdir', help='default: runs/reproduce-PAPER')
+  p.add_argument('--data-path', help='where the data is, if not from TFDS')
+  p.add_argument('--seeds', type=int, nargs='*', help='default: those of the claim')
+  p.add_argument('--scale', type=float, default=1.0, help='scale all step counts (to try it out)')
+
+
+def _reproduce(options) -> int:
+  from jaxmm.studies import reproduce
+
+  page = reproduce.run(
+    options.paper,
+    pathlib.Path(options.workdir or f'runs/reproduce-{options.paper}'),
+    data_path=options.data_path,
+    seeds=options.seeds,
+    scale=options.scale,
+  )
+  print(f'\nreport: {page}')
+  return 0
+
+
+def _add_convert(verbs):
+  p = _verb(
+    verbs, 'convert', _convert,
+    'Turns a public checkpoint into a run directory, or a run into the public layout.',
+    'jaxmm convert --format llamagen-vq --preset VQ-16 --input vq_ds16_c2i.pt --output runs/vq16',
+  )  # fmt: skip
+  p.add_argument('--format', required=True, choices=['llamagen-vq', 'llamagen-gpt'])
+  p.add_argument('--preset', help='VQ-16, VQ-8; B, L, XL, XXL, 3B')
+  p.add_argument('--image-size', type=int, default=256, help='default: %(default)s')
+  p.add_argument('--tokenizer', metavar='RUN', help='the tokenizer run an image model decodes with')
+  p.add_argument('--input', required=True, help='a .safetensors, .npz or .pt file, or a run')
+  p.add_argument('--output', required=True, help='a run directory, or a .safetensors or .npz file')
+
+
+def _convert(options) -> int:
+  from jaxmm.studies import convert
+
+  print(
+    convert.run(
+      options.format,
+      options.input,
+      options.output,
+      preset=options.preset,
+      image_size=options.image_size,
+      tokenizer=options.tokenizer,
+    )
+  )
+  return 0
+
+
+def _add_report(verbs):
+  p = _verb(
+    verbs, 'report', _report,
+    'Writes one self-contained HTML page about a run: loss curves, evaluations, config.',
+    'jaxmm report runs/mini',
+  )  # fmt: skip
+  p.add_argument('run_dir', metavar='DIR')
+  p.add_argument('--output', metavar='FILE.html', help='default: DIR/report.html')
+
+
+def _report(options) -> int:
+  from jaxmm.report import run_page
+
+  output = options.output or os.path.join(options.run_dir, 'report.html')
+  print(run_page.write(options.run_dir, output))
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
