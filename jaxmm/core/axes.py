@@ -5,6 +5,7 @@ may be sharded over the same devices as an activation's BATCH, and one array can
 only once.
 """
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -39,8 +40,15 @@ def weight(init: Callable, *names: str | None) -> Callable:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """States the logical axes of an activation; the identity where no rules or mesh are in force."""
-  rules = nn.get_logical_axis_rules()
-  if not rules or jax.sharding.get_abstract_mesh().empty:
+  """States the logical axes of an activation; the identity where no rules or no mesh are in force.
+
+  An axis whose size its mesh axes do not divide stays whole (few rows when sampling, fewer K/V heads than devices).
+  """
+  rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, nn.logical_to_mesh_axes(names, rules))
+  spec = []
+  for size, entry in zip(x.shape, nn.logical_to_mesh_axes(names, rules)):
+    over = (entry,) if isinstance(entry, str) else tuple(entry or ())
+    spec.append(entry if size % math.prod(mesh.shape[a] for a in over) == 0 else None)
+  return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*spec))

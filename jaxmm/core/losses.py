@@ -1,0 +1,95 @@
+"""Losses as (sum, count), in float32, so that they merge exactly over microbatches, devices and padded tails.
+
+Axes: B batch, L positions, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+SumCount = tuple[jax.Array, jax.Array]
+
+
+@jax.custom_vjp
+def token_nll(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
+  """-log softmax(logits)[target] of every token, nats, float32 [B, L].
+
+  A target outside [0, V) counts as logit 0, so the caller must give it zero weight.
+  """
+  return _nll_forward(logits_BLV, targets_BL)[0]
+
+
+def _nll_forward(logits, targets):
+  logits32 = logits.astype(jnp.float32)
+  # A comparison instead of a gather: it fuses, and a vocabulary split over devices needs no gathering.
+  is_target = (
+    jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+  )
+  chosen = jnp.sum(jnp.where(is_target, logits32, 0.0), axis=-1)
+  normaliser = jax.nn.logsumexp(logits32, axis=-1)
+  return normaliser - chosen, (logits, targets, normaliser)
+
+
+def _nll_backward(saved, grad):
+  logits, targets, normaliser = saved
+  is_target = (
+    jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+  )
+  probability = jnp.exp(logits.astype(jnp.float32) - normaliser[..., None])
+  return (((probability - is_target) * grad[..., None]).astype(logits.dtype), None)
+
+
+token_nll.defvjp(_nll_forward, _nll_backward)
+
+
+def cross_entropy(
+  logits_BLV: jax.Array, targets_BL: jax.Array, weight_BL: jax.Array | None = None
+) -> SumCount:
+  """Weighted sum of `token_nll` (nats) and the sum of the weights; no weights are ones."""
+  nll_BL = token_nll(logits_BLV, targets_BL)
+  return weighted_sum(nll_BL, weight_BL)
+
+
+def weighted_sum(values: jax.Array, weight: jax.Array | None = None) -> SumCount:
+  """(sum of values * weight, sum of weight), the weight broadcast to the values; float32 scalars."""
+  values = values.astype(jnp.float32)
+  if weight is None:
+    return jnp.sum(values), jnp.asarray(values.size, jnp.float32)
+  weight = jnp.broadcast_to(weight, values.shape).astype(jnp.float32)
+  # A row without weight may hold NaN (an unreadable record); 0 * NaN would spread it.
+  return jnp.sum(jnp.where(weight == 0, 0.0, values) * weight), jnp.sum(weight)
+
+
+def z_loss(logits_BLV: jax.Array, weight_BL: jax.Array | None = None) -> SumCount:
+  """log(sum exp logits)^2 a token (arXiv:2204.02311, section 5), which keeps logits from drifting."""
+  return weighted_sum(jax.nn.logsumexp(logits_BLV.astype(jnp.float32), axis=-1) ** 2, weight_BL)
+
+
+def squared_error(
+  x_BLD: jax.Array, target_BLD: jax.Array, weight_BL: jax.Array | None = None
+) -> SumCount:
+  """Sum over positions of the squared l2 distance (summed over D), and the number of positions."""
+  difference = x_BLD.astype(jnp.float32) - target_BLD.astype(jnp.float32)
+  return weighted_sum(jnp.sum(difference**2, axis=-1), weight_BL)
+
+
+def mean_squared_error(
+  x_B: jax.Array, target_B: jax.Array, weight_B: jax.Array | None = None
+) -> SumCount:
+  """Sum over examples of the mean squared difference within one (any trailing shape), and the number of examples."""
+  return _per_example(jnp.square, x_B, target_B, weight_B)
+
+
+def mean_absolute_error(
+  x_B: jax.Array, target_B: jax.Array, weight_B: jax.Array | None = None
+) -> SumCount:
+  """Sum over examples of the mean absolute difference within one, and the number of examples."""
+  return _per_example(jnp.abs, x_B, target_B, weight_B)
+
+
+def _per_example(measure, x_B, target_B, weight_B) -> SumCount:
+  difference = x_B.astype(jnp.float32) - target_B.astype(jnp.float32)
+  return weighted_sum(
+    jnp.mean(measure(difference), axis=tuple(range(1, difference.ndim))), weight_B
+  )
