@@ -1,12 +1,13 @@
 """Attention behind one function, with a backend for each kind of machine.
 
-Axes: B batch, L queries, S keys, N query heads, K key/value heads (K divides N), G = N / K, H head width.
+Axes: B batch, L queries, S keys, N query heads, K key/value heads (K divides N), G = N / K, H head
+width.
 
 Every backend lowers the mask specification (`core.masks`) or refuses it with what it would need:
 
   xla      everything, everywhere; builds [B, N, L, S]
-  chunked  everything, everywhere; memory grows with L, not L * S (online softmax, arXiv:1805.02867, 2112.05682)
-  cudnn    NVIDIA GPUs in 16 bits
+  chunked  everything, everywhere; memory grows with L, not L * S (online softmax, arXiv:1805.02867,
+  2112.05682) cudnn    NVIDIA GPUs in 16 bits
   splash   TPUs; causal, window, full, segments
 """
 
@@ -35,7 +36,8 @@ def attention(
   bias_NLS: jax.Array | None = None,
   chunk: int = 512,
 ) -> jax.Array:
-  """softmax(q k^T * scale + bias) v over the keys that the mask allows; [B, L, N, H] in the dtype of v.
+  """softmax(q k^T * scale + bias) v over the keys that the mask allows; [B, L, N, H] in the dtype
+  of v.
 
   A query that may see no key at all gets zeros.
 
@@ -48,7 +50,8 @@ def attention(
     chunk: block length of the chunked backend.
 
   Raises:
-    ConfigError: an unknown backend, or one that cannot do this here; the message says what would be needed.
+    ConfigError: an unknown backend, or one that cannot do this here; the message says what would be
+      needed.
   """
   if backend not in BACKENDS:
     raise ConfigError(f'attention_backend is {backend!r}, expected one of {", ".join(BACKENDS)}')
@@ -106,8 +109,8 @@ def _chunked(q_BLNH, k_BSKH, v_BSKH, mask, scale, bias_NLS, chunk):
     pad = ((0, 0), (0, -L % rows), (0, -S % columns))
     bias = jnp.pad(bias_NLS.astype(jnp.float32), pad).reshape(K, N // K, len(q) * rows, -1)
 
-  # Both levels are rematerialised: the backward pass holds one block of queries at a time and rebuilds each block
-  # of logits, so that no array grows with L * S.
+  # Both levels are rematerialised: the backward pass holds one block of queries at a time and
+  # rebuilds each block of logits, so that no array grows with L * S.
   @jax.checkpoint
   def query_block(index, q_BLKGH):
     query_L = index * rows + jnp.arange(rows)

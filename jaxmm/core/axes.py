@@ -42,7 +42,8 @@ def weight(init: Callable, *names: str | None) -> Callable:
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """States the logical axes of an activation; the identity where no rules or no mesh are in force.
 
-  An axis whose size its mesh axes do not divide stays whole (few rows when sampling, fewer K/V heads than devices).
+  An axis whose size its mesh axes do not divide stays whole (few rows when sampling, fewer K/V
+  heads than devices).
   """
   rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
   if not rules or mesh.empty:

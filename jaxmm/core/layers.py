@@ -1,7 +1,7 @@
 """Normalisation, linear maps, embeddings and dropout.
 
-Axes: B batch, L positions, D width, V vocabulary. Parameters are float32; products run in the caller's dtype;
-normalisation runs in float32 whatever that is.
+Axes: B batch, L positions, D width, V vocabulary. Parameters are float32; products run in the
+caller's dtype; normalisation runs in float32 whatever that is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MIX_A, _MIX_B, _WEYL = 0x7FEB352D, 0x846CA68B, 0x9E3779B9
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, axis: int = -1) -> jax.Array:
-  """x / sqrt(mean(x^2) + eps) * scale over `axis` (arXiv:1910.07467, eq. 4); `scale` broadcasts to x."""
+  """x / sqrt(mean(x^2) + eps) * scale over `axis` (arXiv:1910.07467, eq. 4); scale broadcasts."""
   x32 = x.astype(jnp.float32)
   inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=axis, keepdims=True) + eps)
   return (x32 * inverse * scale).astype(x.dtype)
@@ -38,7 +38,7 @@ def layer_norm(
 
 
 class RMSNorm(nn.Module):
-  """`rms_norm` over the last axis with a learned scale, named by the logical axis of what it scales."""
+  """`rms_norm` over the last axis with a learned scale of the logical axis `axis_name`."""
 
   eps: float = 1e-5
   axis_name: str = axes.EMBED
@@ -151,9 +151,11 @@ def fold_seeds(seeds_B2: jax.Array, *numbers: jax.Array | int) -> jax.Array:
 
 
 def uniform_bits(seeds_B2: jax.Array, shape: Sequence[int]) -> jax.Array:
-  """Uniform uint32 [B, *shape], a hash of (seed, place): the same for an example on any mesh or batch.
+  """Uniform uint32 [B, *shape], a hash of (seed, place): the same for an example on any mesh or
+  batch.
 
-  A counter-based hash costs ten integer operations a number and fuses with its use; Threefry costs ten times that.
+  A counter-based hash costs ten integer operations a number and fuses with its use; Threefry costs
+  ten times that.
   """
   counter = jnp.zeros((1, *shape), jnp.uint32)
   for axis in range(len(shape)):
@@ -161,7 +163,8 @@ def uniform_bits(seeds_B2: jax.Array, shape: Sequence[int]) -> jax.Array:
     place = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape), axis + 1)
     counter = counter + place * jnp.uint32(stride)
   first, second = (seeds_B2[:, i].reshape((-1,) + (1,) * len(shape)) for i in (0, 1))
-  # The second word enters between the rounds, so that two examples' streams are no shifts of one another.
+  # The second word enters between the rounds, so that two examples' streams are no shifts of one
+  # another.
   return _mixed(counter * jnp.uint32(_WEYL) + first, between=second)
 
 

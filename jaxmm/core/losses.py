@@ -1,4 +1,5 @@
-"""Losses as (sum, count), in float32, so that they merge exactly over microbatches, devices and padded tails.
+"""Losses as (sum, count), in float32, so that they merge exactly over microbatches, devices and
+padded tails.
 
 Axes: B batch, L positions, V vocabulary, D width.
 """
@@ -22,20 +23,22 @@ def token_nll(logits_BLV: jax.Array, targets_BL: jax.Array) -> jax.Array:
 
 def _nll_forward(logits, targets):
   logits32 = logits.astype(jnp.float32)
-  # A comparison instead of a gather: it fuses, and a vocabulary split over devices needs no gathering.
-  is_target = (
-    jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-  )
+  # A comparison instead of a gather: it fuses, and a vocabulary split over devices needs no
+  # gathering.
+  is_target = _is_target(logits, targets)
   chosen = jnp.sum(jnp.where(is_target, logits32, 0.0), axis=-1)
   normaliser = jax.nn.logsumexp(logits32, axis=-1)
   return normaliser - chosen, (logits, targets, normaliser)
 
 
+def _is_target(logits, targets):
+  place = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+  return place == targets[..., None]
+
+
 def _nll_backward(saved, grad):
   logits, targets, normaliser = saved
-  is_target = (
-    jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-  )
+  is_target = _is_target(logits, targets)
   probability = jnp.exp(logits.astype(jnp.float32) - normaliser[..., None])
   return (((probability - is_target) * grad[..., None]).astype(logits.dtype), None)
 
@@ -52,7 +55,7 @@ def cross_entropy(
 
 
 def weighted_sum(values: jax.Array, weight: jax.Array | None = None) -> SumCount:
-  """(sum of values * weight, sum of weight), the weight broadcast to the values; float32 scalars."""
+  """(sum of values * weight, sum of weight), the weight broadcast to the values; float32."""
   values = values.astype(jnp.float32)
   if weight is None:
     return jnp.sum(values), jnp.asarray(values.size, jnp.float32)
@@ -62,7 +65,7 @@ def weighted_sum(values: jax.Array, weight: jax.Array | None = None) -> SumCount
 
 
 def z_loss(logits_BLV: jax.Array, weight_BL: jax.Array | None = None) -> SumCount:
-  """log(sum exp logits)^2 a token (arXiv:2204.02311, section 5), which keeps logits from drifting."""
+  """log(sum exp logits)^2 a token, against drifting logits (arXiv:2204.02311, section 5)."""
   return weighted_sum(jax.nn.logsumexp(logits_BLV.astype(jnp.float32), axis=-1) ** 2, weight_BL)
 
 
@@ -77,7 +80,7 @@ def squared_error(
 def mean_squared_error(
   x_B: jax.Array, target_B: jax.Array, weight_B: jax.Array | None = None
 ) -> SumCount:
-  """Sum over examples of the mean squared difference within one (any trailing shape), and the number of examples."""
+  """Sum over examples of the mean squared difference within one, and the number of examples."""
   return _per_example(jnp.square, x_B, target_B, weight_B)
 
 

@@ -1,7 +1,8 @@
 """Who may look at whom, as specifications that every attention backend lowers in its own way.
 
-Axes: B batch, L queries, S keys. A specification is a pytree: group ids may be traced. `a & b` allows what both
-allow, `a | b` what either does. `.dense()` is the oracle that the backends are tested against.
+Axes: B batch, L queries, S keys. A specification is a pytree: group ids may be traced. `a & b`
+allows what both allow, `a | b` what either does. `.dense()` is the oracle that the backends are
+tested against.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ class Mask:
   """A rule that says which key a query may see."""
 
   def allowed(self, query_L: jax.Array, key_S: jax.Array) -> jax.Array:
-    """bool [1 or B, L, S] for queries and keys at these positions (int32), so that a block can be asked for alone."""
+    """bool [1 or B, L, S] for queries and keys at these positions; a block can be asked for alone."""
     raise NotImplementedError
 
   @property
@@ -150,5 +151,6 @@ class Either(Mask):
 
 
 def _at(ids_BL: jax.Array, positions: jax.Array) -> jax.Array:
-  # Positions past the end (a padded last block) are cut off by the backend; here they must only not fail.
+  # Positions past the end (a padded last block) are cut off by the backend; here they must only not
+  # fail.
   return jnp.take(ids_BL, positions, axis=1, mode='clip')

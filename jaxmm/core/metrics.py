@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class Mean:
-  """A mean that merges exactly across microbatches, hosts and padded tails; elementwise for vectors."""
+  """A mean that merges exactly across microbatches, hosts and padded tails; vectors elementwise."""
 
   total: jax.Array
   count: jax.Array

@@ -20,7 +20,8 @@ PAIRINGS = ('adjacent', 'split')
 class Rotary:
   """Cosines and sines of every position's angles, float32 [L, R] or [B, L, R].
 
-  Plain tables on purpose: what a model does at odd positions (a prefix, packed documents) is visible in the numbers.
+  Plain tables on purpose: what a model does at odd positions (a prefix, packed documents) is
+  visible in the numbers.
   """
 
   cos: jax.Array
@@ -46,7 +47,8 @@ def rotary_1d(positions: jax.Array, head_dim: int, base: float = 10_000.0) -> Ro
 
 
 def rotary_2d(rows: int, columns: int, head_dim: int, base: float = 10_000.0) -> Rotary:
-  """Tables of a grid read row by row: the first half of the pairs turns with the row, the second with the column.
+  """Tables of a grid read row by row: the first half of the pairs turns with the row, the second
+  with the column.
 
   Raises:
     ConfigError: head_dim is not a multiple of four.
@@ -65,9 +67,9 @@ def with_prefix(rotary: Rotary, length: int, *, zeros: bool) -> Rotary:
   Args:
     rotary: tables [L, R].
     length: number of prefix positions.
-    zeros: False leaves the prefix unrotated (cos 1, sin 0). True sets both tables to zero, so that queries and keys
-      of the prefix become zero vectors and every logit that involves one is 0; LlamaGen's public checkpoints were
-      trained so.
+    zeros: False leaves the prefix unrotated (cos 1, sin 0). True sets both tables to zero, so that
+      queries and keys of the prefix become zero vectors and every logit that involves one is 0;
+      LlamaGen's public checkpoints were trained so.
   """
   shape = (length, rotary.cos.shape[-1])
   first = jnp.zeros(shape) if zeros else jnp.ones(shape)

@@ -1,7 +1,8 @@
 """The one transformer: a pre-norm Stack, scanned over depth. It knows no vocabulary.
 
-Axes: B batch, L positions, S positions of the context, D model width, N heads, K key/value heads, H head width,
-F hidden width, T depth. Parameters of the blocks have a leading axis of groups (depth / period of the pattern).
+Axes: B batch, L positions, S positions of the context, D model width, N heads, K key/value heads, H
+head width, F hidden width, T depth. Parameters of the blocks have a leading axis of groups (depth /
+period of the pattern).
 """
 
 from __future__ import annotations
@@ -40,22 +41,25 @@ class StackConfig:
     hidden: F, the MLP's width.
     num_kv_heads: K, a divisor of N; None is N.
     head_dim: H; None is D / N.
-    mlp: 'swiglu' or 'geglu' (gated, arXiv:2002.05202), 'gelu', 'gelu_tanh', 'relu' or 'silu' (plain).
+    mlp: 'swiglu' or 'geglu' (gated, arXiv:2002.05202), 'gelu', 'gelu_tanh', 'relu' or 'silu'
+      (plain).
     norm: 'rms' or 'layer'.
     norm_eps: added to the variance.
-    rotary: 'adjacent' or 'split', which channels the rotary tables pair; used only when tables are given.
+    rotary: 'adjacent' or 'split', which channels the rotary tables pair; used only when tables are
+      given.
     qk_norm: RMSNorm of queries and keys over H, before the rotation.
     bias: biases on every linear map (and on LayerNorm).
     dropout: on what attention and MLP add to the residual stream.
     remat: 'none', 'block' (keep only each block's input) or 'dots' (keep matrix products too).
-    pattern: kinds of the blocks, repeated over the depth: 'self' (self-attention, MLP) or 'cross' (self-attention,
-      cross-attention to the context, MLP).
+    pattern: kinds of the blocks, repeated over the depth: 'self' (self-attention, MLP) or 'cross'
+      (self-attention, cross-attention to the context, MLP).
     attention_backend: see `core.attention`.
     attention_chunk: block length of the chunked backend.
     attention_scale: of q k^T; None is H^-0.5 (T5 uses 1).
     init_std: standard deviation of the normal initialisation; None is 1 / sqrt(fan in).
     final_norm: a last norm after the blocks.
-    unroll: how many groups of the scan are laid out in one iteration; more compile time, fewer copies.
+    unroll: how many groups of the scan are laid out in one iteration; more compile time, fewer
+      copies.
     dtype: of the computation, 'float32' or 'bfloat16'; parameters are float32.
   """
 
@@ -103,7 +107,8 @@ class StackConfig:
       raise ConfigError(f'StackConfig.dropout is {self.dropout}, expected it in [0, 1)')
     if self.head_dim is None and self.width % self.num_heads:
       raise ConfigError(
-        f'StackConfig.width {self.width} is not a multiple of num_heads {self.num_heads}; set head_dim'
+        f'StackConfig.width {self.width} is not a multiple of num_heads {self.num_heads}; '
+        'set head_dim'
       )
     if self.num_heads % self.kv_heads:
       raise ConfigError(
@@ -111,8 +116,8 @@ class StackConfig:
       )
     if not self.pattern or set(self.pattern) - set(KINDS) or self.depth % len(self.pattern):
       raise ConfigError(
-        f'StackConfig.pattern is {self.pattern!r}, expected kinds from {", ".join(KINDS)} whose number '
-        f'divides depth {self.depth}'
+        f'StackConfig.pattern is {self.pattern!r}, expected kinds from {", ".join(KINDS)} whose '
+        f'number divides depth {self.depth}'
       )
 
   @property
@@ -227,7 +232,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_BLD, layer, inputs: BlockInputs):
-    """Returns the block's output [B, L, D] and its self-attention's keys and values [B, L, K, H]."""
+    """The block's output [B, L, D] and its self-attention's keys and values [B, L, K, H]."""
     cfg = self.config
     seeds = inputs.seeds_B2
 
@@ -317,14 +322,15 @@ class Stack(nn.Module):
       mask: who sees whom in self-attention.
       rotary: tables of the L positions; None for none.
       context: what cross blocks attend to, [B, S, any width] or a `Context`.
-      bias_NLS: added to every self-attention's logits (T5's position bias, computed once by the caller).
+      bias_NLS: added to every self-attention's logits (T5's position bias, computed once by the
+        caller).
       dropout_key_B: one key an example, typed or uint32 pairs; None runs without dropout.
       return_states: also return what each block was given and gave.
       return_kv: also return every self-attention's keys and values, for `core.decode.cache_of`.
 
     Returns:
-      hidden_BLD; then, as asked for, states [T + 1, B, L, D] (0 is the input, T the last block's output before the
-      final norm) and (keys, values), each [T, B, L, K, H].
+      hidden_BLD; then, as asked for, states [T + 1, B, L, D] (0 is the input, T the last block's
+      output before the final norm) and (keys, values), each [T, B, L, K, H].
     """
     cfg = self.config
     if x_BLD.shape[-1] != cfg.width:
@@ -368,12 +374,13 @@ def unstacked(params: Mapping[str, Any], config: StackConfig) -> list[dict[str, 
   out = []
   for i, kind in enumerate(config.kinds()):
     group, place = divmod(i, len(config.pattern))
-    out.append(jax.tree.map(lambda a: a[group], params['groups'][block_name(place, kind)]))
+    block = params['groups'][block_name(place, kind)]
+    out.append(jax.tree.map(lambda a, group=group: a[group], block))
   return out
 
 
 def stacked(blocks: list[Mapping[str, Any]], config: StackConfig) -> dict[str, Any]:
-  """The inverse of `unstacked`: the `groups` subtree of `config`, whose depth is the number of blocks."""
+  """The inverse of `unstacked`: the `groups` subtree for a `config` of as many blocks."""
   if len(blocks) != config.depth:
     raise ValueError(f'{len(blocks)} blocks for a Stack of depth {config.depth}')
   period = len(config.pattern)
