@@ -1,0 +1,70 @@
+"""Compares jaxmm with LlamaGen in PyTorch on this machine, interleaved, in one run.
+
+    python experiments/performance/compare.py gpt_train --peer-python PEER/bin/python \
+        --llamagen LLAMAGEN_CHECKOUT
+
+prints one JSON line: the ratio of the peer's seconds to ours (above 1, jaxmm is faster), medians of
+both, and the machine's arithmetic floor measured right before. For the train step of the
+transformer the peer runs with torch's default attention and with its flash kernel; the faster
+counts.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import harness
+
+HERE = pathlib.Path(__file__).parent
+# GFLOP of one repetition at the default sizes (multiply-adds count two), for the floor.
+GFLOP = {'vq_train': 585.5, 'gpt_train': 299.6, 'gpt_sample': None}
+
+
+def main():
+  """Runs one comparison and prints its line."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('work', choices=sorted(GFLOP))
+  parser.add_argument('--peer-python', required=True)
+  parser.add_argument('--llamagen', required=True)
+  parser.add_argument('--repeat', type=int, default=5)
+  parser.add_argument('--append', metavar='FILE', help='also append the line to this file')
+  args = parser.parse_args()
+  os.environ['LLAMAGEN_DIR'] = args.llamagen
+  floor = json.loads(
+    subprocess.run(
+      [sys.executable, str(HERE / 'floor.py')], check=True, capture_output=True, text=True
+    ).stdout
+  )
+  peer = f'{args.peer_python} {HERE / "peer_llamagen.py"} {args.work}'
+  commands = {'jaxmm': f'{sys.executable} {HERE / "ours.py"} {args.work}', 'peer': peer}
+  if args.work == 'gpt_train':
+    commands['peer_flash'] = f'{peer} --attention flash'
+  seconds = harness.interleave(commands, args.repeat)
+  best = min((n for n in seconds if n != 'jaxmm'), key=lambda n: statistics.median(seconds[n]))
+  line = {
+    'work': args.work,
+    **harness.ratio(seconds[best], seconds['jaxmm']),
+    'peer': best,
+    'seconds': {n: round(statistics.median(s), 4) for n, s in seconds.items()},
+    'repeat': args.repeat,
+    'threads': harness.THREADS,
+    'floor': floor,
+  }
+  if GFLOP[args.work]:
+    ours = line['seconds']['jaxmm']
+    line['jaxmm_gflops'] = round(GFLOP[args.work] / ours, 1)
+    line['jaxmm_of_matmul_floor'] = round(GFLOP[args.work] / ours / floor['matmul_gflops'], 3)
+  print(json.dumps(line))
+  if args.append:
+    with open(args.append, 'a') as out:
+      out.write(json.dumps(line) + '\n')
+
+
+if __name__ == '__main__':
+  main()
