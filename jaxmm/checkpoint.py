@@ -1,0 +1,602 @@
+"""Seam between a program and the disk: checkpoints that say of themselves whether they are whole.
+
+Orbax writes the arrays and makes a checkpoint appear at once or not at all. Added here: a digest of
+every array, so that a damaged checkpoint is recognised and the next older one is taken; the data
+position and whatever else the run remembers (`meta`) in the same atomic directory; partial loads;
+retention; errors that say what to do.
+
+A checkpoint is the directory `DIRECTORY/<step>`. A leaf is called by the path of its keys,
+`params/stack/w_up`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+_ITEM = 'state'  # the name of the arrays within an Orbax checkpoint
+_TEMPORARY = '.orbax-checkpoint-tmp'
+_FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint that cannot be written, read or fitted to the state; the message says which and
+  why."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+  """A checkpoint that was skipped because it is not what was saved."""
+
+
+class _Damaged(Exception):
+  """Why one checkpoint cannot be used."""
+
+
+class Metadata(NamedTuple):
+  """What a checkpoint holds, known without reading its arrays.
+
+  Attributes:
+    step: its step.
+    meta: the dict that was saved with it.
+    shapes: `{leaf name: jax.ShapeDtypeStruct}`.
+  """
+
+  step: int
+  meta: dict[str, Any]
+  shapes: dict[str, jax.ShapeDtypeStruct]
+
+
+class Checkpoints:
+  """The checkpoints of one run. In a multi-process program every process makes the same calls."""
+
+  def __init__(self, directory: str | os.PathLike, keep: int = 3, keep_every: int | None = None):
+    """Nothing is created or deleted before the first `save`, so a reader may open a live run.
+
+    Args:
+      directory: where the checkpoints are, or will be.
+      keep: how many of the newest stay.
+      keep_every: every checkpoint whose step is a multiple of this stays as well.
+    """
+    if keep < 1 or (keep_every is not None and keep_every < 1):
+      raise ValueError(f'keep={keep}, keep_every={keep_every}: expected at least 1 (or None)')
+    self._directory = epath.Path(
+      os.path.abspath(directory) if '://' not in str(directory) else directory
+    )
+    self._keep, self._keep_every = keep, keep_every
+    self._pending: tuple[int, Any] | None = None
+    self._damaged: set[int] = set()
+    self._swept = False
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any], wait: bool = False) -> None:
+    """Writes a checkpoint in the background; a step that exists is replaced.
+
+    Only the copy off the devices is waited for, so the state may be donated as soon as this
+    returns. An earlier save that still runs is waited for first.
+
+    Args:
+      step: at least 0.
+      state: a tree (dicts, tuples, dataclasses) of arrays of any sharding.
+      meta: what JSON can hold.
+      wait: whether to return only when it is on disk.
+
+    Raises:
+      CheckpointError: this save cannot start, or the one before it failed. Older checkpoints are
+        intact.
+      TypeError: a leaf is no array, or meta no JSON; the message names it.
+    """
+    self.wait()
+    leaves = _checked_leaves(state)
+    text = _json(meta)
+    newer = [s for s in self._agreed_steps() if s > step and s not in self._damaged]
+    if newer:
+      raise CheckpointError(
+        f'{self._directory} holds checkpoints of later steps ({_listed(newer)}) than the {step} to '
+        'be saved; a resumed run would take those. Move them away or save into another directory'
+      )
+    digests = _digests(leaves)
+    table = {
+      name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'digest': f'{d:016x}'}
+      for (name, x), d in zip(leaves.items(), _summed(digests))
+    }
+    content = {'format': _FORMAT, 'step': int(step), 'leaves': table, 'meta': json.loads(text)}
+    try:
+      if jax.process_index() == 0:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+      with _context():
+        response = ocp.save_checkpointables_async(
+          self._directory / str(step),
+          {_ITEM: _nested({n: x for n, x in leaves.items() if x.size})},
+          overwrite=True,
+          custom_metadata={'content': content, 'sha256': _sha256(content)},
+        )
+    except Exception as error:
+      raise self._save_error(step, error) from error
+    self._pending = (int(step), response)
+    if wait:
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk (at once if there is none), then deletes what retention
+    lets go.
+
+    Raises:
+      CheckpointError: that save failed.
+    """
+    if self._pending is None:
+      return
+    (step, response), self._pending = self._pending, None
+    try:
+      response.result()
+    except BaseException as error:
+      if jax.process_index() == 0:
+        for path in self._directory.glob(f'{step}{_TEMPORARY}*'):
+          _remove(path)  # it holds the space that the older ones may need
+      if not isinstance(error, Exception):
+        raise
+      raise self._save_error(step, error) from error
+    self._damaged.discard(step)
+    if jax.process_index() == 0:
+      self._prune(step)
+
+  def steps(self) -> list[int]:
+    """Steps of the finished checkpoints, ascending, as this process sees them; damaged ones too."""
+    if not self._directory.is_dir():
+      return []
+    return sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
+
+  def restore(
+    self, abstract_state: Any, step: int | None = None
+  ) -> tuple[Any, dict[str, Any], int] | None:
+    """The newest checkpoint that is whole, on any mesh; damaged ones are skipped with a warning
+    each.
+
+    Args:
+      abstract_state: a tree like the saved one, of `jax.ShapeDtypeStruct` with shardings (or of
+        arrays).
+      step: take this one and no other.
+
+    Returns:
+      (state, meta, step), or None if there is no checkpoint at all.
+
+    Raises:
+      CheckpointError: all are damaged (or the one asked for is), or the state is not the saved one:
+        the leaf that is missing, left over or of another shape or type is named.
+    """
+    if step is None:
+      self._warn_of_unfinished()
+    return self._restored(
+      _named(abstract_state), jax.tree.structure(abstract_state), step, whole=True
+    )
+
+  def restore_partial(
+    self, abstract_subtree: Any, *prefix: str, step: int | None = None
+  ) -> tuple[Any, dict[str, Any], int]:
+    """A part of the newest whole checkpoint: `restore_partial(abstract_params, 'params')`.
+
+    Args:
+      abstract_subtree: as in `restore`, for the part below `prefix`.
+      *prefix: keys from the root of the saved state; nothing for a subset that starts at the root.
+
+    Raises:
+      CheckpointError: as in `restore`, and when there is no checkpoint.
+    """
+    named = _named(abstract_subtree, prefix)
+    out = self._restored(named, jax.tree.structure(abstract_subtree), step, whole=False)
+    if out is None:
+      raise CheckpointError(f'there is no checkpoint in {self._directory}')
+    return out
+
+  def load_numpy(
+    self, *prefix: str, step: int | None = None
+  ) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """As `restore_partial`, with the shapes of the checkpoint, as nested dicts of numpy arrays."""
+    for at in [step] if step is not None else self._agreed_steps()[::-1]:
+      try:
+        shapes = self.metadata(at).shapes
+      except CheckpointError:
+        continue
+      break
+    else:
+      shapes = {}
+    start = '/'.join(prefix) + '/' if prefix else ''
+    wanted = {n.removeprefix(start): x for n, x in shapes.items() if n.startswith(start)}
+    if shapes and not wanted:
+      raise CheckpointError(
+        f'checkpoint {self._directory} has nothing below {"/".join(prefix)!r}; it has '
+        + ', '.join(dict.fromkeys(n.split('/')[0] for n in shapes))
+      )
+    tree, meta, found = self.restore_partial(_nested(wanted) if wanted else {}, *prefix, step=step)
+    return jax.tree.map(np.asarray, tree), meta, found
+
+  def metadata(self, step: int) -> Metadata:
+    """Shapes and meta of one checkpoint, without reading its arrays.
+
+    Raises:
+      CheckpointError: there is none, or it is damaged.
+    """
+    try:
+      content = self._content(step)
+    except _Damaged as damage:
+      raise CheckpointError(f'checkpoint {self._directory / str(step)}: {damage}') from damage
+    shapes = {
+      n: jax.ShapeDtypeStruct(tuple(x['shape']), jnp.dtype(x['dtype']))
+      for n, x in content['leaves'].items()
+    }
+    return Metadata(step, content['meta'], shapes)
+
+  # Reading.
+
+  def _restored(
+    self, wanted: dict[str, jax.ShapeDtypeStruct], treedef: Any, step: int | None, whole: bool
+  ):
+    self.wait()
+    steps = self._agreed_steps()
+    if step is not None and step not in steps:
+      raise CheckpointError(
+        f'there is no checkpoint {self._directory / str(step)}; there are '
+        f'{_listed(steps) or "none"}'
+      )
+    reasons = []
+    for at in [step] if step is not None else steps[::-1]:
+      path = self._directory / str(at)
+      try:
+        leaves, meta = self._one(at, wanted, whole)
+      except _Damaged as damage:
+        self._damaged.add(at)
+        reasons.append(f'{path}: {damage}')
+        if step is None:
+          warnings.warn(
+            f'checkpoint {path} is damaged and skipped: {damage}',
+            DamagedCheckpointWarning,
+            stacklevel=3,
+          )
+        continue
+      return jax.tree.unflatten(treedef, list(leaves.values())), meta, at
+    if not reasons:
+      return None
+    raise CheckpointError(
+      'no checkpoint can be used, and starting from zero is not done silently:\n  '
+      + '\n  '.join(reasons)
+      + '\nRepair one, give another directory, or move these away to start anew'
+    )
+
+  def _one(
+    self, step: int, wanted: dict[str, jax.ShapeDtypeStruct], whole: bool
+  ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+    """The wanted leaves of one checkpoint and its meta, verified; raises _Damaged."""
+    path = self._directory / str(step)
+    content = _together(lambda: self._content(step))
+    table = content['leaves']
+    _match(wanted, table, path, whole)
+    leaves = _together(lambda: _read(path, wanted))
+    for (name, x), found in zip(leaves.items(), _summed(_digests(leaves, every_replica=True))):
+      if found != int(table[name]['digest'], 16) * _replica_weight(x) % 2**64:
+        raise _Damaged(f'the digest of {name} is not the saved one')
+    return leaves, content['meta']
+
+  def _content(self, step: int) -> dict[str, Any]:
+    """The table of leaves and the meta of one checkpoint, checked against its own digest."""
+    path = self._directory / str(step)
+    if not path.is_dir():
+      raise _Damaged('there is no such directory')
+    try:
+      record = ocp.metadata(path, _ITEM).custom_metadata
+    except Exception as error:
+      raise _Damaged(f'its metadata cannot be read ({_short(error)})') from error
+    if not record or 'content' not in record:
+      raise _Damaged('it has no table of digests (half written, or not written by jaxmm)')
+    content = record['content']
+    if record.get('sha256') != _sha256(content):
+      raise _Damaged('its table of digests is damaged')
+    if content['format'] != _FORMAT:
+      raise CheckpointError(f'{path} has format {content["format"]}; this version reads {_FORMAT}')
+    if content['step'] != step:
+      raise _Damaged(f'it is the checkpoint of step {content["step"]}, renamed')
+    return content
+
+  def _agreed_steps(self) -> list[int]:
+    """`steps()` of process 0, in all processes."""
+    steps = self.steps()
+    if jax.process_count() == 1:
+      return steps
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    mine = np.resize(np.asarray(steps or [0], np.int32), count)
+    return multihost_utils.broadcast_one_to_all(mine).tolist() if count else []
+
+  def _warn_of_unfinished(self) -> None:
+    if jax.process_index() == 0 and self._pending is None and self._directory.is_dir():
+      for path in self._directory.glob(f'*{_TEMPORARY}*'):
+        warnings.warn(
+          f'{path} is half written (a save that was cut off, or still runs elsewhere) and ignored',
+          DamagedCheckpointWarning,
+          stacklevel=3,
+        )
+
+  # Writing.
+
+  def _sweep(self) -> None:
+    """Deletes, once, what earlier runs left half written or half deleted."""
+    if not self._swept:
+      for path in self._directory.glob(f'*{_TEMPORARY}*'):
+        _remove(path)
+    self._swept = True
+
+  def _prune(self, newest: int) -> None:
+    older = [s for s in self.steps() if s <= newest]
+    kept = set([s for s in older if s not in self._damaged][-self._keep :])
+    for step in older:
+      if step not in kept and not (self._keep_every and step % self._keep_every == 0):
+        # Renamed first: a deletion that is cut off must not leave something that looks like a
+        # checkpoint.
+        doomed = self._directory / f'{step}{_TEMPORARY}-deleted'
+        (self._directory / str(step)).rename(doomed)
+        _remove(doomed)
+
+  def _save_error(self, step: int, error: Exception) -> CheckpointError:
+    place = str(self._directory)
+    while not os.path.exists(place) and os.path.dirname(place) != place:
+      place = os.path.dirname(place)
+    try:
+      usage = shutil.disk_usage(place)
+      free = f'{usage.free / 2**20:,.1f} MiB of {usage.total / 2**20:,.1f} MiB are free there'
+    except OSError:
+      free = 'its free space is unknown'
+    try:
+      left = _listed(self.steps())
+    except OSError:
+      left = ''
+    return CheckpointError(
+      f'checkpoint {step} could not be saved in {self._directory} ({_short(error)}); {free}. '
+      f'Checkpoints that are there and untouched: {left or "none"}. Free some space or mend '
+      'the permissions, lower checkpoint.keep, or choose another directory'
+    )
+
+
+def _context(partial: bool = False, alone: bool = False) -> ocp.Context:
+  context = ocp.Context()
+  context.array.saving.use_compression = False  # weights shrink by 8 % and take four times as long
+  context.pytree.loading.partial_load = partial
+  if alone:
+    # Each process reads on its own, so that one that fails leaves no other waiting at a barrier.
+    context.multiprocessing.active_processes = {jax.process_index()}
+    context.multiprocessing.primary_host = jax.process_index()
+  return context
+
+
+def _read(path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  """The named leaves; what goes wrong is damage, except a lack of memory."""
+  stored = {n: x for n, x in wanted.items() if x.size}
+  try:
+    with _context(partial=True, alone=True):
+      tree = ocp.load(path, _nested(stored), checkpointable_name=_ITEM) if stored else {}
+    loaded = _named(tree, arrays=True)
+  except Exception as error:
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+      raise
+    raise _Damaged(f'its arrays cannot be read ({_short(error)})') from error
+
+  def empty(x):
+    return jax.make_array_from_callback(x.shape, x.sharding, lambda _: np.zeros(x.shape, x.dtype))
+
+  leaves = {n: loaded[n] if x.size else empty(x) for n, x in wanted.items()}
+  for name, x in wanted.items():
+    if leaves[name].shape != x.shape or leaves[name].dtype != x.dtype:
+      raise _Damaged(f'{name} is {_described(leaves[name])} on disk, not {_described(x)}')
+  return leaves
+
+
+def _match(wanted: Mapping[str, Any], table: Mapping[str, Any], path: Any, whole: bool) -> None:
+  """The state asked for is the state that was saved, or an error that names where not."""
+  problems = []
+  for name, x in wanted.items():
+    if name not in table:
+      near = difflib.get_close_matches(name, list(table), 2, 0.6)
+      problems.append(f'it has no {name}' + (f' (but {" and ".join(near)})' if near else ''))
+      continue
+    shape, dtype = tuple(table[name]['shape']), table[name]['dtype']
+    if shape != tuple(x.shape) or dtype != str(x.dtype):
+      problems.append(f'{name} is {dtype}{list(shape)}, expected {_described(x)}')
+  if whole:
+    problems += [f'its {name} has no place in the state' for name in table if name not in wanted]
+  if problems:
+    more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
+    raise CheckpointError(
+      f'checkpoint {path} is not of this model: ' + '; '.join(problems[:5]) + more
+    )
+
+
+def _together(read: Callable[[], Any]) -> Any:
+  """`read()`, which raises _Damaged in all processes if it does in one."""
+  result, damage = None, None
+  try:
+    result = read()
+  except _Damaged as error:
+    damage = error
+  if jax.process_count() > 1:
+    failed = np.flatnonzero(multihost_utils.process_allgather(np.int32(damage is not None)))
+    if failed.size and damage is None:
+      damage = _Damaged(f'process {failed[0]} cannot read it, its own warning says why')
+  if damage is not None:
+    raise damage
+  return result
+
+
+# Leaves and their names.
+
+
+def _named(tree: Any, prefix: tuple[str, ...] = (), arrays: bool = False) -> dict[str, Any]:
+  """`{'a/b': leaf}`, in the order of the tree's leaves; abstract ones with a sharding each."""
+  out = {}
+  for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    keys = [*prefix, *(jax.tree_util.keystr((key,), simple=True) for key in path)]
+    name = '/'.join(keys)
+    if not keys or '' in keys or any('/' in key for key in keys) or name in out:
+      raise TypeError(
+        f'a leaf at {jax.tree_util.keystr(path)!r} cannot be named in a checkpoint; keys must '
+        "be unique, not empty and without '/', and the state a tree, not a bare array"
+      )
+    if not arrays:
+      if not hasattr(x, 'shape') or not hasattr(x, 'dtype'):
+        raise TypeError(f'{name} is {x!r}, expected a jax.ShapeDtypeStruct or an array')
+      sharding = getattr(x, 'sharding', None)
+      if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    out[name] = x
+  return out
+
+
+def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
+  root: dict[str, Any] = {}
+  for name, x in named.items():
+    *parents, leaf = name.split('/')
+    node = root
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[leaf] = x
+  return root
+
+
+def _checked_leaves(state: Any) -> dict[str, jax.Array]:
+  """The leaves by name, all of them arrays that can be saved."""
+  out = {}
+  for name, x in _named(state, arrays=True).items():
+    if not isinstance(x, (jax.Array, np.ndarray, np.generic)):
+      raise TypeError(
+        f'{name} is {x!r} ({type(x).__name__}); a checkpoint holds arrays, wrap it in one'
+      )
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      raise TypeError(f'{name} is a typed PRNG key; save jax.random.key_data(key) in its place')
+    if not isinstance(x, jax.Array):
+      if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
+        raise TypeError(f'{name} is a numpy {x.dtype} array, which this jax would narrow; cast it')
+      x = jnp.asarray(x)
+    if jax.process_count() > 1 and x.is_fully_addressable:
+      raise TypeError(
+        f'{name} is on this process alone; make it global (jaxmm.sharding.replicated)'
+      )
+    out[name] = x
+  if not any(x.size for x in out.values()):
+    raise TypeError('the state has no array with elements')
+  return out
+
+
+# Digests. An array's digest is sum_i word_i * weight(i) mod 2^64, where word_i < 2^32 is the bit
+# pattern at the global index i and weight(i) the product of one odd pseudo-random number an axis.
+# Sums over shards add up to it, so it is the same on any mesh and any number of processes. As
+# weights are odd, one changed element always shows; several changed at random slip through with
+# probability 2^-64. Worked out on the host, where the bytes go anyway: nothing to compile.
+
+
+def _digests(leaves: Mapping[str, jax.Array], every_replica: bool = False) -> np.ndarray:
+  """uint64 [leaves], this process's part of each. With `every_replica`, replica r counts 2r+1
+  times."""
+
+  def one(x: jax.Array) -> int:
+    total, done = 0, {}
+    for shard in x.addressable_shards:
+      if shard.replica_id == 0 or every_replica:
+        starts = tuple(s.start or 0 for s in shard.index)
+        if starts not in done:
+          done[starts] = _block_digest(np.asarray(shard.data), starts)
+        total += done[starts] * (2 * shard.replica_id + 1)
+    return total % 2**64
+
+  with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    return np.array(list(pool.map(one, leaves.values())), np.uint64)
+
+
+def _replica_weight(x: jax.Array) -> int:
+  """Sum of 2r+1 over the replicas r of x."""
+  indices = x.sharding.devices_indices_map(x.shape).values()
+  distinct = len({tuple(s.start or 0 for s in index) for index in indices})
+  return (len(indices) // distinct) ** 2
+
+
+def _summed(parts: np.ndarray) -> list[int]:
+  """The parts of all processes added up, mod 2^64."""
+  if jax.process_count() == 1:
+    return parts.tolist()
+  halves = multihost_utils.process_allgather(
+    parts.view(np.uint32)
+  )  # jax has no 64-bit integers here
+  gathered = np.ascontiguousarray(halves).view(np.uint64)
+  return np.add.reduce(gathered.reshape(jax.process_count(), -1), axis=0, dtype=np.uint64).tolist()
+
+
+def _block_digest(block: np.ndarray, starts: tuple[int, ...]) -> int:
+  """The part of the digest that a block at `starts` of the global array gives."""
+  if not block.size:
+    return 0
+  # One more axis, for the 32-bit words of an element of 8 or 16 bytes.
+  words = np.ascontiguousarray(block.reshape(*block.shape, 1))
+  words = words.view(f'uint{8 * min(words.dtype.itemsize, 4)}')
+  weights = [_weights(axis, *span) for axis, span in enumerate(zip((*starts, 0), words.shape))]
+  tail = weights.pop()
+  while weights and len(weights[-1]) * len(tail) <= 2**16:  # long rows, yet within the cache
+    tail = np.multiply.outer(weights.pop(), tail).ravel()
+  sums = np.einsum('ij,j->i', words.reshape(-1, len(tail)), tail)
+  while weights:
+    weight = weights.pop()
+    sums = np.einsum('ij,j->i', sums.reshape(-1, len(weight)), weight)
+  return int(sums[0])
+
+
+def _weights(axis: int, start: int, size: int) -> np.ndarray:
+  """Odd uint64 [size]: splitmix64 (Steele et al. 2014) of the index along an axis."""
+  x = np.arange(start, start + size, dtype=np.uint64) + np.uint64((axis + 1) << 48)
+  x *= np.uint64(0x9E3779B97F4A7C15)
+  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+  return (x ^ (x >> np.uint64(31))) | np.uint64(1)
+
+
+def _json(meta: Mapping[str, Any]) -> str:
+  try:
+    return json.dumps(dict(meta))
+  except (TypeError, ValueError):
+    for key, value in dict(meta).items():
+      try:
+        json.dumps({key: value})
+      except (TypeError, ValueError) as error:
+        raise TypeError(f'meta[{key!r}] is {value!r}, which JSON cannot hold: {error}') from error
+    raise
+
+
+def _sha256(content: Any) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _remove(path: epath.Path) -> None:
+  if '://' in str(path):
+    path.rmtree(missing_ok=True)
+  else:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _described(x: Any) -> str:
+  return f'{x.dtype}{list(x.shape)}'
+
+
+def _listed(steps: list[int]) -> str:
+  return ', '.join(map(str, steps[-10:]))
+
+
+def _short(error: BaseException) -> str:
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:300]}{"..." if len(text) > 300 else ""}'
