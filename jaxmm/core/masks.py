@@ -18,7 +18,7 @@ class Mask:
   """A rule that says which key a query may see."""
 
   def allowed(self, query_L: jax.Array, key_S: jax.Array) -> jax.Array:
-    """bool [1 or B, L, S] for queries and keys at these positions; a block can be asked for alone."""
+    """bool [1 or B, L, S] of queries and keys at these positions; a block may be asked for."""
     raise NotImplementedError
 
   @property
