@@ -1,0 +1,88 @@
+"""Feature statistics of a set of images under a classifier, on whatever mesh.
+
+Axes: N images, B batch, Y X rows and columns, C channels, D feature width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmm import batch_job, sharding
+from jaxmm.config import ConfigError
+from jaxmm.evaluate.images import FeatureStatistics
+from jaxmm.models.classifier import LITE0, ClassifierConfig, image_features
+
+
+def feature_statistics(
+  images: np.ndarray | batch_job.Pass,
+  params: Any,
+  *,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+  size: int | None = None,
+  config: ClassifierConfig = LITE0,
+  batch_size: int = 64,
+  echo: Callable[[str], None] | None = None,
+) -> FeatureStatistics:
+  """Statistics of the classifier's pooled features over a set of images.
+
+  Args:
+    images: uint8 [N, Y, X, C] in memory, or one ordered pass over a data set (`data.pipeline`,
+      `train=False`), of which rows that cannot be read are left out.
+    params: of the classifier (`interop.efficientnet.read_classifier`).
+    mesh, rules: where it runs.
+    size: side in pixels at which the network sees them; both sets of a comparison need the same.
+    config: sizes of the network.
+    batch_size: images a step, for images in memory; rounded up to the mesh.
+    echo: is given progress lines.
+
+  Raises:
+    ConfigError: images of another type or shape, grey images included.
+  """
+  passes = _ArrayPass(images, batch_size, mesh) if isinstance(images, np.ndarray) else images
+
+  def features(params, batch):
+    image_BYXC = batch['image_BYXC']
+    return {'features': image_features(params, image_BYXC, size=size, config=config)}
+
+  total = FeatureStatistics.empty(config.features)
+  results = batch_job.outputs(passes, features, variables=params, mesh=mesh, rules=rules)
+  for start, result in results:
+    total = total.merge(FeatureStatistics.of(result['features'], result[batch_job.VALID]))
+    if echo:
+      echo(f'features: {start + len(result["features"]):,}/{passes.num_records:,} images')
+  return total
+
+
+class _ArrayPass:
+  """Images in memory as one ordered pass; the last batch is padded with rows that do not count."""
+
+  def __init__(self, image_NYXC: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh):
+    if image_NYXC.ndim != 4 or image_NYXC.dtype != np.uint8 or not len(image_NYXC):
+      raise ConfigError(
+        f'images are {image_NYXC.dtype}{image_NYXC.shape}, expected uint8 [N, Y, X, C], N >= 1'
+      )
+    parts = mesh.shape['data'] * mesh.shape['fsdp'] * jax.process_count()
+    self._images = image_NYXC
+    self._size = -(-min(batch_size, len(image_NYXC)) // parts) * parts
+    self.num_records = len(image_NYXC)
+
+  def record_ids(self, step: int) -> np.ndarray:
+    """Records of the rows of one global batch."""
+    return np.arange(step * self._size, (step + 1) * self._size)
+
+  def from_step(self, step: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """This process's rows of the batches from `step` on."""
+    share = self._size // jax.process_count()
+    while step * self._size < self.num_records:
+      row_B = self.record_ids(step)[share * jax.process_index() :][:share]
+      yield {
+        'image_BYXC': self._images[np.minimum(row_B, self.num_records - 1)],
+        'record_B': row_B.astype(np.int32),
+        'valid_B': (row_B < self.num_records).astype(np.float32),
+      }
+      step += 1
