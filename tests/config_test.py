@@ -1,0 +1,94 @@
+"""What users mistype is named, with what they may have meant."""
+
+import dataclasses
+from typing import Literal
+
+import ml_collections
+import pytest
+
+from jaxmm import config as configs
+from jaxmm.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+  width: int = 8
+  rate: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+  steps: int
+  inner: Inner = Inner()
+  name: Literal['a', 'b'] = 'a'
+  sizes: tuple[int, ...] = ()
+  path: str | None = None
+
+
+def test_nested_mappings_become_dataclasses():
+  out = configs.from_mapping(Outer, {'steps': 3, 'inner': {'rate': 1}, 'sizes': [1, 2]})
+  assert out == Outer(3, Inner(rate=1.0), 'a', (1, 2), None)
+  assert isinstance(out.inner.rate, float)
+
+
+@pytest.mark.parametrize(
+  ('values', 'message'),
+  [
+    ({'step': 3}, "Outer has no key 'step'; did you mean steps"),
+    ({'steps': 3, 'inner': {'widht': 1}}, "Outer.inner has no key 'widht'; did you mean width"),
+    ({}, 'Outer lacks steps'),
+    ({'steps': 'many'}, r"Outer.steps is 'many' \(str\), expected int"),
+    ({'steps': True}, 'expected int'),
+    ({'steps': 1, 'name': 'c'}, "Outer.name is 'c'"),
+    ({'steps': 1, 'sizes': ['x']}, "Outer.sizes is 'x'"),
+  ],
+)
+def test_what_does_not_fit_is_named(values, message):
+  with pytest.raises(ConfigError, match=message):
+    configs.from_mapping(Outer, values)
+
+
+def test_overrides_are_typed_like_what_they_replace():
+  config = ml_collections.ConfigDict({'a': {'x': 1, 'y': 2.0, 's': 'q', 't': (1,), 'n': None}})
+  configs.override(config.lock(), ['a.x=5', 'a.y=3', 'a.s=7', 'a.t=(1,2)', 'a.n=4'])
+  assert config.to_dict() == {'a': {'x': 5, 'y': 3.0, 's': '7', 't': (1, 2), 'n': 4}}
+
+
+@pytest.mark.parametrize(
+  ('assignment', 'message'),
+  [
+    ('a.z=1', "no key 'a.z'"),
+    ('a.learing_rate=1', 'did you mean a.learning_rate'),
+    ('learning_rate=1', 'did you mean a.learning_rate'),
+    ('a.x=big', 'expected int'),
+    ('a.x', 'has no value'),
+    ('a.x.y=1', "no key 'a.x.y'"),
+  ],
+)
+def test_overrides_that_do_not_fit_are_refused(assignment, message):
+  config = ml_collections.ConfigDict({'a': {'x': 1, 'learning_rate': 0.1}})
+  with pytest.raises(ConfigError, match=message):
+    configs.override(config, [assignment])
+
+
+def test_differences_name_every_setting_that_changed():
+  assert configs.differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'd': 4}) == [
+    'a.b: 1 -> 3',
+    "c: 2 -> '(absent)'",
+    "d: '(absent)' -> 4",
+  ]
+
+
+def test_a_missing_config_file_is_named():
+  with pytest.raises(ConfigError, match='no such file'):
+    configs.load_config('experiments/none/such.py')
+
+
+def test_get_config_receives_its_argument(tmp_path):
+  path = tmp_path / 'c.py'
+  path.write_text(
+    'import ml_collections\n'
+    'def get_config(size="toy"):\n  return ml_collections.ConfigDict(dict(size=size))\n'
+  )
+  assert configs.load_config(f'{path}:big').size == 'big'
+  assert configs.load_config(str(path)).size == 'toy'

@@ -1,0 +1,73 @@
+"""Meshes and rule tables: every array is born where it belongs, whatever the strategy."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxmm import sharding
+from jaxmm.core import axes
+
+
+class Net(nn.Module):
+  """One matrix that two mesh axes can split, one that none divides."""
+
+  @nn.compact
+  def __call__(self, x_BD):
+    init = nn.initializers.lecun_normal()
+    up_DF = self.param('up', axes.weight(init, axes.EMBED, axes.MLP), (16, 32))
+    odd_FO = self.param('odd', axes.weight(init, axes.MLP, axes.EMBED), (32, 7))
+    h_BF = axes.constrain(x_BD @ up_DF, axes.BATCH, axes.ACT_MLP)
+    return h_BF @ odd_FO
+
+
+@pytest.mark.parametrize(
+  ('rules', 'up', 'odd'),
+  [
+    ('dp', P(None, None), P(None, None)),
+    ('fsdp', P('fsdp', None), P(None, None)),  # 7 is not divided by 2: it stays whole
+    ('tensor', P('fsdp', 'tensor'), P('tensor', None)),
+  ],
+)
+def test_sharded_init_equals_unsharded_init(rules, up, odd):
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+  key, x = jax.random.key(0), jnp.ones((8, 16))
+  table = sharding.rules_named(rules)
+  sharded = sharding.init_sharded(Net().init, key, x, mesh=mesh, rules=table)
+  assert sharded['params']['up'].sharding.spec == up
+  assert sharded['params']['odd'].sharding.spec == odd
+  chex.assert_trees_all_close(sharded, nn.unbox(Net().init(key, x)), rtol=1e-6)
+
+
+def test_a_constraint_is_the_identity_off_a_mesh():
+  x = jnp.ones((4, 2))
+  assert axes.constrain(x, axes.BATCH, axes.ACT_EMBED) is x
+
+
+def test_rows_are_spread_over_every_device_that_holds_other_data():
+  mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 2))
+  batch = sharding.global_batch(mesh, {'x': np.arange(8)})
+  assert {s.data.shape for s in batch['x'].addressable_shards} == {(2,)}
+  np.testing.assert_array_equal(batch['x'], np.arange(8))
+
+
+@pytest.mark.parametrize(
+  ('config', 'message'),
+  [
+    (sharding.MeshConfig(3, 1, 1), 'there are 8'),
+    (sharding.MeshConfig(-1, -1, 1), 'at most one of them -1'),
+    (sharding.MeshConfig(-1, 3, 1), 'multiple of 3 devices'),
+    (sharding.MeshConfig(0, 1, 1), 'must be positive'),
+  ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_says_so(config, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(config)
+
+
+def test_an_unknown_rule_table_names_the_known():
+  with pytest.raises(ValueError, match='dp, fsdp, tensor'):
+    sharding.rules_named('zero')
