@@ -11,7 +11,6 @@ A checkpoint is the directory `DIRECTORY/<step>`. A leaf is called by the path o
 
 from __future__ import annotations
 
-import concurrent.futures
 import difflib
 import hashlib
 import json
@@ -27,6 +26,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
+
+from jaxmm.core import digest
 
 _ITEM = 'state'  # the name of the arrays within an Orbax checkpoint
 _TEMPORARY = '.orbax-checkpoint-tmp'
@@ -107,10 +108,10 @@ class Checkpoints:
         f'{self._directory} holds checkpoints of later steps ({_listed(newer)}) than the {step} to '
         'be saved; a resumed run would take those. Move them away or save into another directory'
       )
-    digests = _digests(leaves)
+    digests = _summed(digest.local_digests(list(leaves.values())))
     table = {
       name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'digest': f'{d:016x}'}
-      for (name, x), d in zip(leaves.items(), _summed(digests))
+      for (name, x), d in zip(leaves.items(), digests)
     }
     content = {'format': _FORMAT, 'step': int(step), 'leaves': table, 'meta': json.loads(text)}
     try:
@@ -284,8 +285,10 @@ class Checkpoints:
     table = content['leaves']
     _match(wanted, table, path, whole)
     leaves = _together(lambda: _read(path, wanted))
-    for (name, x), found in zip(leaves.items(), _summed(_digests(leaves, every_replica=True))):
-      if found != int(table[name]['digest'], 16) * _replica_weight(x) % 2**64:
+    for (name, x), found in zip(
+      leaves.items(), _summed(digest.local_digests(list(leaves.values()), every_replica=True))
+    ):
+      if found != int(table[name]['digest'], 16) * digest.replica_weight(x) % 2**64:
         raise _Damaged(f'the digest of {name} is not the saved one')
     return leaves, content['meta']
 
@@ -496,38 +499,6 @@ def _checked_leaves(state: Any) -> dict[str, jax.Array]:
   return out
 
 
-# Digests. An array's digest is sum_i word_i * weight(i) mod 2^64, where word_i < 2^32 is the bit
-# pattern at the global index i and weight(i) the product of one odd pseudo-random number an axis.
-# Sums over shards add up to it, so it is the same on any mesh and any number of processes. As
-# weights are odd, one changed element always shows; several changed at random slip through with
-# probability 2^-64. Worked out on the host, where the bytes go anyway: nothing to compile.
-
-
-def _digests(leaves: Mapping[str, jax.Array], every_replica: bool = False) -> np.ndarray:
-  """uint64 [leaves], this process's part of each. With `every_replica`, replica r counts 2r+1
-  times."""
-
-  def one(x: jax.Array) -> int:
-    total, done = 0, {}
-    for shard in x.addressable_shards:
-      if shard.replica_id == 0 or every_replica:
-        starts = tuple(s.start or 0 for s in shard.index)
-        if starts not in done:
-          done[starts] = _block_digest(np.asarray(shard.data), starts)
-        total += done[starts] * (2 * shard.replica_id + 1)
-    return total % 2**64
-
-  with concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-    return np.array(list(pool.map(one, leaves.values())), np.uint64)
-
-
-def _replica_weight(x: jax.Array) -> int:
-  """Sum of 2r+1 over the replicas r of x."""
-  indices = x.sharding.devices_indices_map(x.shape).values()
-  distinct = len({tuple(s.start or 0 for s in index) for index in indices})
-  return (len(indices) // distinct) ** 2
-
-
 def _summed(parts: np.ndarray) -> list[int]:
   """The parts of all processes added up, mod 2^64."""
   if jax.process_count() == 1:
@@ -537,33 +508,6 @@ def _summed(parts: np.ndarray) -> list[int]:
   )  # jax has no 64-bit integers here
   gathered = np.ascontiguousarray(halves).view(np.uint64)
   return np.add.reduce(gathered.reshape(jax.process_count(), -1), axis=0, dtype=np.uint64).tolist()
-
-
-def _block_digest(block: np.ndarray, starts: tuple[int, ...]) -> int:
-  """The part of the digest that a block at `starts` of the global array gives."""
-  if not block.size:
-    return 0
-  # One more axis, for the 32-bit words of an element of 8 or 16 bytes.
-  words = np.ascontiguousarray(block.reshape(*block.shape, 1))
-  words = words.view(f'uint{8 * min(words.dtype.itemsize, 4)}')
-  weights = [_weights(axis, *span) for axis, span in enumerate(zip((*starts, 0), words.shape))]
-  tail = weights.pop()
-  while weights and len(weights[-1]) * len(tail) <= 2**16:  # long rows, yet within the cache
-    tail = np.multiply.outer(weights.pop(), tail).ravel()
-  sums = np.einsum('ij,j->i', words.reshape(-1, len(tail)), tail)
-  while weights:
-    weight = weights.pop()
-    sums = np.einsum('ij,j->i', sums.reshape(-1, len(weight)), weight)
-  return int(sums[0])
-
-
-def _weights(axis: int, start: int, size: int) -> np.ndarray:
-  """Odd uint64 [size]: splitmix64 (Steele et al. 2014) of the index along an axis."""
-  x = np.arange(start, start + size, dtype=np.uint64) + np.uint64((axis + 1) << 48)
-  x *= np.uint64(0x9E3779B97F4A7C15)
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return (x ^ (x >> np.uint64(31))) | np.uint64(1)
 
 
 def _json(meta: Mapping[str, Any]) -> str:
