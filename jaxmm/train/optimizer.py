@@ -1,7 +1,8 @@
 """Optimizers by label: which parameters a setting trains, how fast, and what of it the log is told.
 
-A Task gives every parameter a label ('generator', 'discriminator'); the config has one `OptimizerConfig` a
-label. Norms and clipping are per label, because two networks that share a step do not share a scale.
+A Task gives every parameter a label ('generator', 'discriminator'); the config has one
+`OptimizerConfig` a label. Norms and clipping are per label, because two networks that share a step
+do not share a scale.
 """
 
 from __future__ import annotations
@@ -171,7 +172,8 @@ def make_optimizer(
     configs: an optimizer a label.
     labels: a tree of strings like the parameters, from `parameter_labels`.
     steps: length of the run, for the schedules that end with it.
-    ndims: a tree of ints like `labels`, from `parameter_ndims`; None counts the arrays' own dimensions.
+    ndims: a tree of ints like `labels`, from `parameter_ndims`; None counts the arrays' own
+    dimensions.
   """
   missing = sorted(set(jax.tree.leaves(labels)) - set(configs) - {FROZEN})
   if missing:

@@ -1,7 +1,9 @@
-"""The training state, planned as shapes first and then born sharded: no array is ever whole on one device.
+"""The training state, planned as shapes first and then born sharded: no array is ever whole on one
+device.
 
-The boxes (logical axis names) that Flax puts around parameters travel through the optimizer's `init`, so moments
-and the moving average are sharded like the parameters that they belong to, without a second table.
+The boxes (logical axis names) that Flax puts around parameters travel through the optimizer's
+`init`, so moments and the moving average are sharded like the parameters that they belong to,
+without a second table.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ def plan_state(
   Raises:
     ConfigError: labels and optimizers do not match.
   """
-  # The mesh is set but no rules are: inside `init` a constraint on an axis that the mesh does not divide would be
-  # an error, where `spec_for` leaves such an axis whole.
+  # The mesh is set but no rules are: inside `init` a constraint on an axis that the mesh does not
+  # divide would be an error, where `spec_for` leaves such an axis whole.
   with jax.set_mesh(mesh):
     variables = jax.eval_shape(lambda b: task.init(jax.random.key(seed), b), dict(batch_shapes))
     params = variables['params']
@@ -118,7 +120,9 @@ def create_state(blueprint: Blueprint, batch: Mapping[str, jax.Array]) -> TrainS
 
 
 def with_params(state: TrainState, params: Any, extra: Any = None) -> TrainState:
-  """A state at step 0 that starts from other weights (`--init-from`); the average starts from them too."""
+  """A state at step 0 that starts from other weights (`--init-from`); the average starts from them
+  too.
+  """
   ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
   return state.replace(params=params, ema=ema, extra=state.extra if extra is None else extra)
 
@@ -160,7 +164,9 @@ def _unboxed(tree: Any) -> Any:
 
 
 def _whole_arrays(boxed: TrainState, rules, mesh) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-  """Parameters and statistics that stay whole on a mesh whose rules split weights; the largest first."""
+  """Parameters and statistics that stay whole on a mesh whose rules split weights; the largest
+  first.
+  """
   if not any(_parts(entry, mesh) > 1 for name, entry in rules if name != axes.BATCH):
     return ()
   out = []

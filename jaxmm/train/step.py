@@ -1,8 +1,9 @@
 """One training step, compiled once: gradient, update, averages, and what the log is told.
 
-Everything that a step says to the host comes back as one small float32 vector, so that a step costs the host one
-transfer, which it may read a step late. Whether the step was finite is decided on the device: from the first
-non-finite step on the state stays exactly as it was before it, however many steps were already dispatched.
+Everything that a step says to the host comes back as one small float32 vector, so that a step costs
+the host one transfer, which it may read a step late. Whether the step was finite is decided on the
+device: from the first non-finite step on the state stays exactly as it was before it, however many
+steps were already dispatched.
 
 Axes: B rows of the batch, M microbatches.
 """
@@ -18,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxmm import sharding
 from jaxmm.config import ConfigError
@@ -79,16 +81,16 @@ def check_rows(batch: int, microbatches: int, mesh: Mesh, where: str = 'batch') 
     below, above = batch // parts * parts, (batch // parts + 1) * parts
     near = f'{below} or {above}' if below else str(above)
     raise ConfigError(
-      f'{where} is {batch}, but {num_row_shards(mesh)} device groups that each hold other rows, times '
-      f'{microbatches} microbatches, need a multiple of {parts}; use {near}'
+      f'{where} is {batch}, but {num_row_shards(mesh)} device groups that each hold other rows, '
+      f'times {microbatches} microbatches, need a multiple of {parts}; use {near}'
     )
 
 
 def split_rows(batch: Batch, microbatches: int, mesh: Mesh) -> Batch:
   """`{name: [M, B/M, ...]}`: microbatch m has the rows m, M + m, 2M + m, ...
 
-  A device keeps the rows that it has: with contiguous blocks instead, the first microbatch would lie on the
-  first devices alone.
+  A device keeps the rows that it has: with contiguous blocks instead, the first microbatch would
+  lie on the first devices alone.
   """
   spread = NamedSharding(mesh, P(None, *sharding.batch_sharding(mesh).spec))
 
@@ -108,10 +110,11 @@ def gradients(
   mesh: Mesh,
   constants: Any = None,
 ) -> tuple[jax.Array, Sums, Any, Any]:
-  """The objective of the whole batch, its sums and statistics, and its gradient, in `microbatches` parts.
+  """The objective of the whole batch, its sums and statistics, and its gradient, in `microbatches`
+  parts.
 
-  The counts of the whole batch come first, so the parts are simply added: the result is the full batch's also
-  where the masks of the parts differ.
+  The counts of the whole batch come first, so the parts are simply added: the result is the full
+  batch's also where the masks of the parts differ.
 
   Returns:
     objective (scalar), sums, stats, gradient (a tree like `state.params`).
@@ -163,8 +166,8 @@ def train_step(
   """One step as a pure function (traced inside `sharding.in_mesh`).
 
   Returns:
-    The next state (step + 1), the sums with 'objective' and the norms a label, the gauges, and whether
-    everything was finite; the caller decides what a non-finite step means.
+    The next state (step + 1), the sums with 'objective' and the norms a label, the gauges, and
+    whether everything was finite; the caller decides what a non-finite step means.
   """
   step = state.step
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), step)
@@ -201,9 +204,9 @@ def train_step(
 class Step:
   """The compiled step of a run.
 
-  `step(state, healthy, batch, stop_B)` gives the next state, whether the run is still healthy (a bool on the
-  device, to be handed to the next call) and the vector that `read` turns into a Report. The state is
-  donated: use the returned one.
+  `step(state, healthy, batch, stop_B)` gives the next state, whether the run is still healthy (a
+  bool on the device, to be handed to the next call) and the vector that `read` turns into a Report.
+  The state is donated: use the returned one.
   """
 
   def __init__(
@@ -257,7 +260,9 @@ def shapes_of(batch: Batch) -> tuple:
 def make_evaluation(
   function: Callable[[Mapping[str, Any], Batch, jax.Array], Sums], mesh: Mesh, rules: sharding.Rules
 ) -> Callable[[Mapping[str, Any], Batch, jax.Array], dict[str, tuple[np.ndarray, np.ndarray]]]:
-  """An evaluation of a Task, compiled: `(variables, batch, key) -> {metric: (sum, count)}` on the host."""
+  """An evaluation of a Task, compiled: `(variables, batch, key) -> {metric: (sum, count)}` on the
+  host.
+  """
   jitted = jax.jit(function, out_shardings=sharding.replicated(mesh))
 
   def run(variables, batch, key):

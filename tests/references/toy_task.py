@@ -1,7 +1,9 @@
-"""A Task that is small but uses every part of the seam: ragged masks, two labels, a statistic, after_update.
+"""A Task that is small but uses every part of the seam: ragged masks, two labels, a statistic,
+after_update.
 
-A two-layer classifier of tokens (label 'body') whose features a second head (label 'head') classifies again;
-`extra['stats']` keeps an exponential average of the features, merged over the rows that count.
+A two-layer classifier of tokens (label 'body') whose features a second head (label 'head')
+classifies again; `extra['stats']` keeps an exponential average of the features, merged over the
+rows that count.
 
 Axes: B rows, L positions, D features, C classes.
 """
@@ -39,7 +41,9 @@ class ToyModel(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class ToyTask(Task):
-  """Attributes: noise: scale of the noise drawn per example; poison: objective is nan at this step."""
+  """Attributes: noise: scale of the noise drawn per example; poison: objective is nan at this
+  step.
+  """
 
   width: int = 16
   noise: float = 0.1

@@ -1,0 +1,464 @@
+"""The one trainer: a Task, batches and a directory in; a trained state, checkpoints and a log out.
+
+The host never waits for the step that it has just dispatched: what a step tells is read one step
+later, and the data of the next step is fetched while the devices work. A run is the same whether it
+was interrupted or not: state, data position and the half-filled window of the log are in one
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxmm import config as configs
+from jaxmm import sharding
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.config import ConfigError
+from jaxmm.task import Task, TrainState
+from jaxmm.train import state as states
+from jaxmm.train import step as steps
+from jaxmm.train.log import RunLog, peak_flops
+from jaxmm.train.plan import described_plan
+from jaxmm.train.run_config import (
+  CheckpointConfig,
+  EvaluateConfig,
+  LogConfig,
+  RunConfig,
+  changed_settings,
+  open_workdir,
+  use_compilation_cache,
+  write_config,
+)
+from jaxmm.train.stop import Stopped, StopRequest
+from jaxmm.train.timing import Clock, Tracer
+from jaxmm.train.window import Window, added, means
+
+__all__ = [
+  'BatchSource',
+  'CheckpointConfig',
+  'EvaluateConfig',
+  'LogConfig',
+  'NonFiniteError',
+  'RunConfig',
+  'Stopped',
+  'train',
+]
+
+# Steps that may be under way on the devices while the host prepares the next one.
+_AHEAD = 1
+
+
+class BatchSource(Protocol):
+  """What the trainer needs of the data (`jaxmm.data.pipeline.Batches`)."""
+
+  def at(self, step: int) -> Mapping[str, np.ndarray]: ...
+
+  def record_ids(self, step: int) -> np.ndarray: ...
+
+  def from_step(self, step: int) -> Iterator[Mapping[str, np.ndarray]]: ...
+
+  def once(self) -> Iterator[Mapping[str, np.ndarray]]: ...
+
+  def describe(self, record: int) -> str: ...
+
+
+class NonFiniteError(FloatingPointError):
+  """A loss or gradient was not finite; the message says at which step, on which records, how to go
+  on.
+
+  Attributes:
+    step: the step (from 0) that was not finite.
+    position: the data position of its batch.
+    records: the record ids of the global batch.
+    state: the state before that step, unharmed.
+  """
+
+  def __init__(self, message: str, step: int, position: int, records: list[int], state: TrainState):
+    super().__init__(message)
+    self.step, self.position, self.records, self.state = step, position, records, state
+
+
+def train(
+  config: RunConfig,
+  task: Task,
+  batches: BatchSource,
+  workdir: str,
+  *,
+  eval_batches: BatchSource | None = None,
+  init_from: str | None = None,
+  accept_config_change: bool = False,
+  profile: tuple[int, int] | None = None,
+  stop_after: int | None = None,
+  mesh: Mesh | None = None,
+  echo: Callable[[str], None] = print,
+) -> TrainState:
+  """Trains until `config.steps`, resuming by itself from the newest good checkpoint of `workdir`.
+
+  Args:
+    config: from the user's config by `jaxmm.config.from_mapping(RunConfig, values)`.
+    task: what is minimised.
+    batches: training data; this process's rows of every global batch.
+    workdir: gets `config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`.
+    eval_batches: held-out data for the Task's evaluations, one finite pass each time.
+    init_from: a run directory (or its `checkpoints`) whose parameters a *new* run starts from.
+    accept_config_change: go on although settings that decide the result differ from the run's.
+    profile: first and last step to trace, written to `workdir/profile`.
+    stop_after: save and return once this many steps (counted from 0) are done.
+    mesh: devices; None for all of them, as `config.mesh` says.
+    echo: takes the lines meant for a person; called on process 0 only.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    ConfigError: something that cannot work, found before anything is compiled.
+    NonFiniteError: see there; the last good checkpoint is untouched.
+    Stopped: SIGTERM or SIGINT; saved, exit code 128 + signal.
+    CheckpointError: no checkpoint of the directory can be used, or one cannot be written.
+  """
+  echo = echo if jax.process_index() == 0 else lambda line: None
+  if profile is not None and not 0 <= profile[0] <= profile[1]:
+    raise ConfigError(f'profile is {profile}, expected (first, last) with 0 <= first <= last')
+  mesh = mesh or _mesh_of(config)
+  rules = sharding.rules_named(config.rules)
+  steps.check_rows(config.batch, config.microbatches, mesh)
+  directory = open_workdir(workdir)
+  checkpoints = Checkpoints(
+    directory / 'checkpoints', keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
+  )
+  _settle_config(directory, config, checkpoints, accept_config_change, echo)
+  use_compilation_cache(config.compilation_cache)
+  with StopRequest(echo) as request, contextlib.ExitStack() as stack:
+    run = _Run(config, task, batches, eval_batches, directory, mesh, rules, checkpoints, echo)
+    run.begin(init_from)
+    run.log = stack.enter_context(
+      contextlib.closing(RunLog(directory, resume_step=run.step, echo=echo))
+    )
+    return run.go(request, profile, stop_after)
+
+
+class _Run:
+  """A run under way; `begin`, then `go`."""
+
+  def __init__(
+    self, config, task, batches, eval_batches, directory, mesh, rules, checkpoints, echo
+  ):
+    self.config, self.task, self.batches, self.eval_batches = config, task, batches, eval_batches
+    self.directory, self.mesh, self.rules = directory, mesh, rules
+    self.checkpoints, self.echo = checkpoints, echo
+    self.log: RunLog | None = None
+    self.position, self.step = 0, 0
+    self.window = Window()
+    self.pending: collections.deque[tuple] = collections.deque()
+    self.last_saved: int | None = None
+    self.stop_agreed = False
+    self.named: set[int] = set()
+    self.clock = Clock(0)
+
+  # Before the first step.
+
+  def begin(self, init_from: str | None) -> None:
+    """Plans, says the plan, and makes the state: restored, or new."""
+    rows = self.batches.at(0)
+    self._check_batch(rows)
+    shapes = {
+      name: jax.ShapeDtypeStruct((self.config.batch, *x.shape[1:]), x.dtype)
+      for name, x in rows.items()
+    }
+    self.blueprint = states.plan_state(
+      self.task,
+      self.config.optimizers(),
+      shapes,
+      steps=self.config.steps,
+      seed=self.config.seed,
+      mesh=self.mesh,
+      rules=self.rules,
+      has_ema=self.config.ema > 0,
+    )
+    restored = self.checkpoints.restore(self.blueprint.abstract)
+    if restored is not None:
+      self.state, meta, self.step = restored
+      self.position, self.window = meta['position'], Window(meta['window'])
+      self.last_saved = self.step
+      origin = f'resumes from step {self.step:,}'
+      if init_from:
+        origin += f' (so --init-from {init_from} is not used)'
+    else:
+      origin = f'new, from {init_from}' if init_from else f'new, from seed {self.config.seed}'
+    for line in described_plan(self.config, self.blueprint, self.directory, origin):
+      self.echo(line)
+    if restored is None:
+      self.state = states.create_state(self.blueprint, sharding.global_batch(self.mesh, rows))
+      if init_from:
+        self.state = _initialised_from(init_from, self.state, self.blueprint, self.echo)
+    self.constants = jax.device_put(dict(self.task.constants), sharding.replicated(self.mesh))
+    self.train_step = steps.Step(
+      self.task, self.blueprint, self.config.step_config(), self.constants
+    )
+    self.evaluations = {
+      name: steps.make_evaluation(function, self.mesh, self.rules)
+      for name, function in self.task.evaluations().items()
+    }
+
+  def _check_batch(self, rows: Mapping[str, np.ndarray]) -> None:
+    for name, x in rows.items():
+      if len(x) * jax.process_count() != self.config.batch:
+        raise ConfigError(
+          f'batch is {self.config.batch}, but the data gives {len(x)} rows of {name} on each of '
+          f'{jax.process_count()} process(es); give make_batches the batch size of the config'
+        )
+
+  # The loop.
+
+  def go(self, request: StopRequest, profile, stop_after: int | None) -> TrainState:
+    """Steps until the end, `stop_after` or a signal."""
+    last = min(self.config.steps, stop_after if stop_after is not None else self.config.steps)
+    if self.step >= last:
+      self.echo(f'nothing to do: step {self.step:,} of {last:,} is done')
+      return self.state
+    healthy = jax.device_put(np.bool_(True), sharding.replicated(self.mesh))
+    quiet, asking = self._stop_rows()
+    tracer = Tracer(self.directory / 'profile', profile, self.echo, self.settle_all)
+    rows_ahead = self._rows()
+    self.clock = Clock(self.step)
+    try:
+      while self.step < last and not self.stop_agreed:
+        position, rows = next(rows_ahead)
+        batch = sharding.global_batch(self.mesh, rows)
+        tracer.before(self.step)
+        asked = quiet if request.signum is None else asking
+        if self.train_step.is_compiled_for(batch):
+          self.state, healthy, vector = self.train_step(self.state, healthy, batch, asked)
+        else:
+          with self.clock.paused(), _compiling(batch, self.echo):
+            self.state, healthy, vector = self.train_step(self.state, healthy, batch, asked)
+            vector.block_until_ready()
+        vector.copy_to_host_async()
+        self.pending.append((self.step, position, steps.shapes_of(batch), vector))
+        self.step, self.position = self.step + 1, position + 1
+        self.settle(_AHEAD)
+        tracer.after(self.step - 1)
+        self._at_boundary()
+      self.settle_all()
+      if self.last_saved != self.step:
+        self.save(wait=True)
+      self.checkpoints.wait()
+    finally:
+      tracer.close()
+      rows_ahead.close()
+    if self.step < last:
+      # The processes agreed; one that heard nothing itself leaves as the others do.
+      raise Stopped(self.step, request.signum or 15)
+    return self.state
+
+  def _rows(self) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
+    """Data positions and rows from this run's position on, without the skipped ones."""
+    skipped = frozenset(self.config.skip_batches)
+    first = self.position
+    source = self.batches.from_step(first)
+    try:
+      for position, rows in enumerate(source, first):
+        if position not in skipped:
+          yield position, rows
+    finally:
+      if hasattr(source, 'close'):
+        source.close()
+
+  def _stop_rows(self) -> tuple[jax.Array, jax.Array]:
+    """What a step is told of stop requests: 'no' and 'yes' of this process, as rows of a batch.
+
+    The maximum over all rows comes back with the step, so all processes learn of it at the same
+    step.
+    """
+    share = self.config.batch // jax.process_count()
+    make = lambda value: sharding.global_batch(
+      self.mesh, {'stop_B': np.full(share, value, np.int32)}
+    )['stop_B']
+    return make(0), make(1)
+
+  def settle_all(self) -> None:
+    """Waits for every step that was dispatched."""
+    self.settle(0)
+
+  def settle(self, ahead: int) -> None:
+    """Reads what finished steps tell, until only `ahead` are under way."""
+    while len(self.pending) > ahead:
+      step, position, shapes, vector = self.pending.popleft()
+      report = self.train_step.read(vector, shapes)
+      if not report.is_finite:
+        self.pending.clear()
+        raise self._non_finite(step, position, report)
+      self.stop_agreed |= report.stop
+      self.window.add(report.sums, self._unreadable(position, report.valid_B))
+      done = step + 1
+      if done % self.config.log.every == 0 or done == self.config.steps:
+        self._log_line(done, position, report)
+
+  def _at_boundary(self) -> None:
+    """Evaluation and checkpoint, where the step that was just dispatched is one for them."""
+    done, config = self.step, self.config
+    is_last = done == config.steps
+    if self.eval_batches is not None and self.evaluations:
+      if is_last or (config.evaluate.every and done % config.evaluate.every == 0):
+        self.settle_all()
+        self.evaluate()
+    if is_last or (config.checkpoint.every and done % config.checkpoint.every == 0):
+      self.settle_all()
+      self.save(wait=is_last)
+
+  # What is written.
+
+  def _unreadable(self, position: int, valid_B: np.ndarray) -> list[int]:
+    """Ids of the records without weight, each named to the person once."""
+    if valid_B.all():
+      return []
+    records = self.batches.record_ids(position)[valid_B == 0].tolist()
+    for record in records:
+      if record not in self.named:
+        self.named.add(record)
+        self.echo(f'zero weight: {self.batches.describe(record)}')
+    return records
+
+  def _log_line(self, done: int, position: int, report: steps.Report) -> None:
+    fields = means(self.window.totals) | report.gauges
+    fields |= {
+      'position': position,
+      'records': self.batches.record_ids(position).tolist(),
+      'unreadable': list(self.window.unreadable),
+    }
+    self.window = Window()
+    self.log.write('train', done, fields, self._timing(done))
+
+  def _timing(self, done: int) -> dict[str, float]:
+    rate = self.clock.rate(done)
+    timing = {
+      'steps_per_second': rate,
+      'examples_per_second': rate * self.config.batch,
+      'eta_seconds': (self.config.steps - done) / rate if rate else None,
+    }
+    flops, peak = self.task.step_flops(self.config.batch), peak_flops(self.mesh.devices.flat[0])
+    if flops and peak:
+      timing['mfu'] = flops * rate / (peak * self.mesh.size)
+    return timing
+
+  def evaluate(self) -> None:
+    """Every evaluation of the Task over the held-out data, summed exactly, as one log line."""
+    with self.clock.paused():
+      uses_ema = self.state.ema is not None and self.config.evaluate.weights != 'params'
+      variables = {
+        **self.state.extra,
+        'params': self.state.ema if uses_ema else self.state.params,
+      }
+      if self.constants:
+        variables['constants'] = self.constants
+      # The same key at every evaluation, so that two of them differ by the weights alone.
+      key = jax.random.wrap_key_data(self.state.key)
+      totals = {}
+      for number, rows in enumerate(self.eval_batches.once()):
+        if self.config.evaluate.batches is not None and number >= self.config.evaluate.batches:
+          break
+        batch = sharding.global_batch(self.mesh, rows)
+        for name, function in self.evaluations.items():
+          totals = added(totals, function(variables, batch, key), f'{name}/')
+      if not totals:
+        raise ConfigError('the evaluation data gives no batch; check eval_data')
+      fields = means(totals) | {'weights': 'ema' if uses_ema else 'params'}
+      self.log.write('evaluation', self.step, fields, {})
+
+  def save(self, wait: bool = False) -> None:
+    """A checkpoint of the state, the data position and the window, after the log up to it is on
+    disk.
+    """
+    with self.clock.paused():
+      self.log.flush()
+      meta = {
+        'position': self.position,
+        'window': self.window.saved(),
+        'config': configs.plain(self.config),
+      }
+      self.checkpoints.save(self.step, self.state, meta, wait=wait)
+      self.last_saved = self.step
+
+  def _non_finite(self, step: int, position: int, report: steps.Report) -> NonFiniteError:
+    records = self.batches.record_ids(position).tolist()
+    broken = sorted(name for name, (s, _) in report.sums.items() if not np.isfinite(s).all())
+    saved = self.checkpoints.steps()
+    last_good = f'step {saved[-1]}' if saved else 'none yet'
+    return NonFiniteError(
+      f'step {step} is not finite ({", ".join(broken)}); the state stays as it was before it. Its '
+      f'batch (data position {position}) had the records {_short(records)}. Last good checkpoint in '
+      f'{self.directory / "checkpoints"}: {last_good}. To go on: run again with a lower learning '
+      'rate or a smaller clip and --accept-config-change; or pass over the batch with '
+      f'--config.skip_batches="({position},)"; or start a new run with '
+      f'--init-from {self.directory}.',
+      step,
+      position,
+      records,
+      self.state,
+    )
+
+
+def _mesh_of(config: RunConfig) -> Mesh:
+  try:
+    return sharding.make_mesh(configs.from_mapping(sharding.MeshConfig, config.mesh, 'mesh'))
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def _settle_config(directory, config, checkpoints, accept: bool, echo) -> None:
+  """Compares `config.json` with the config, refuses what cannot be resumed, and writes it anew."""
+  deciding, free = changed_settings(directory, config)
+  resumes = bool(checkpoints.steps())
+  if deciding and resumes and not accept:
+    raise ConfigError(
+      f'{directory} holds a run with other settings:\n  ' + '\n  '.join(deciding) + '\n'
+      'Use another workdir for a new run, or --accept-config-change to go on with the new settings'
+    )
+  for line in deciding + free if resumes else []:
+    echo(f'setting changed: {line}')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('jaxmm.train: every process has compared config.json')
+  if jax.process_index() == 0:
+    write_config(directory, config)
+
+
+def _initialised_from(
+  path: str, state: TrainState, blueprint: states.Blueprint, echo
+) -> TrainState:
+  """The new run's state with the parameters (and the statistics that are there) of another run."""
+  inner = os.path.join(path, 'checkpoints')
+  source = Checkpoints(inner if os.path.isdir(inner) else path)
+  params, _, step = source.restore_partial(blueprint.abstract.params, 'params')
+  extra, names = dict(state.extra), source.metadata(step).shapes
+  for collection, tree in blueprint.abstract.extra.items():
+    if any(name.startswith(f'extra/{collection}/') for name in names):
+      extra[collection] = source.restore_partial(tree, 'extra', collection, step=step)[0]
+    else:
+      echo(f'{path} has no {collection}; it starts new')
+  echo(f'starts from step {step:,} of {path}')
+  return states.with_params(state, params, extra)
+
+
+@contextlib.contextmanager
+def _compiling(batch: Mapping[str, Any], echo):
+  shapes = ', '.join(f'{name} {list(x.shape)}' for name, x in batch.items())
+  echo(f'compiling the step for {shapes}')
+  before = time.perf_counter()
+  yield
+  echo(f'first step after {time.perf_counter() - before:.1f} s')
+
+
+def _short(records: list[int]) -> str:
+  return f'{records[:32]}'[:-1] + (f', ... {len(records) - 32} more]' if len(records) > 32 else ']')

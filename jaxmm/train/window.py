@@ -1,0 +1,70 @@
+"""What happened since the last log line, added up exactly: the sums of steps, and the rows that
+were unreadable.
+
+A window travels in the checkpoint, so a resumed run writes the very line that the uninterrupted one
+would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Totals = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def added(totals: Totals, sums: Mapping[str, tuple[Any, Any]], prefix: str = '') -> Totals:
+  """`totals` plus the sums of one more batch, in float64."""
+  out = dict(totals)
+  for name, (total, count) in sums.items():
+    pair = (np.asarray(total, np.float64), np.asarray(count, np.float64))
+    before = out.get(prefix + name)
+    out[prefix + name] = pair if before is None else (before[0] + pair[0], before[1] + pair[1])
+  return out
+
+
+def means(totals: Totals) -> dict[str, Any]:
+  """`{name: sum / count}`, floats or (nested) lists; None where nothing was counted."""
+
+  def one(total, count):
+    total, count = np.broadcast_arrays(total, count)
+    with np.errstate(invalid='ignore', divide='ignore'):
+      mean = np.where(count != 0, total / count, np.nan)
+    return _plain(mean)
+
+  return {name: one(*pair) for name, pair in sorted(totals.items())}
+
+
+class Window:
+  """The steps since the last log line.
+
+  Attributes:
+    totals: sums and counts by name.
+    unreadable: ids of the records whose rows had zero weight, each once.
+  """
+
+  def __init__(self, saved: Mapping[str, Any] | None = None):
+    saved = saved or {'totals': {}, 'unreadable': []}
+    self.totals: Totals = {
+      name: (np.asarray(total, np.float64), np.asarray(count, np.float64))
+      for name, (total, count) in saved['totals'].items()
+    }
+    self.unreadable: list[int] = list(saved['unreadable'])
+
+  def add(self, sums: Mapping[str, tuple[Any, Any]], unreadable: list[int]) -> None:
+    """One more step."""
+    self.totals = added(self.totals, sums)
+    self.unreadable += [r for r in dict.fromkeys(unreadable) if r not in self.unreadable]
+
+  def saved(self) -> dict[str, Any]:
+    """The window as JSON can hold it; float64 survives the round trip exactly."""
+    totals = {name: [t.tolist(), c.tolist()] for name, (t, c) in self.totals.items()}
+    return {'totals': totals, 'unreadable': self.unreadable}
+
+
+def _plain(value: np.ndarray) -> Any:
+  if value.ndim:
+    return [_plain(v) for v in value]
+  return float(value) if np.isfinite(value) else None
