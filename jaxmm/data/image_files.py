@@ -19,13 +19,16 @@ import zlib
 from collections.abc import Sequence
 
 from jaxmm.config import ConfigError
-from jaxmm.data.sources import Record, Source, UnreadableRecord, check_split, in_test_split
+from jaxmm.data.sources import (
+  Record,
+  Source,
+  UnreadableRecord,
+  check_split,
+  in_test_split,
+  split_files,
+)
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.ppm', '.tif', '.tiff')
-SPLIT_FOLDERS = {
-  'train': ('train', 'training'),
-  'test': ('test', 'val', 'valid', 'validation'),
-}
 
 
 class FileSource:
@@ -106,20 +109,12 @@ def _split_files(
   files: list[str], split: str, test_fraction: float, path: str
 ) -> tuple[list[str], int]:
   """The files of a split, and how many leading folders are not the class."""
-  tops = {f.split('/')[0] if '/' in f else '' for f in files}
-  known = {name for names in SPLIT_FOLDERS.values() for name in names}
-  if not tops <= known:
-    if split == 'all':
-      return files, 0
-    return [f for f in files if in_test_split(f, test_fraction) == (split == 'test')], 0
+  chosen = split_files(files, split, path)
+  if chosen is not None:
+    return chosen, 1
   if split == 'all':
-    return files, 1
-  names = SPLIT_FOLDERS[split]
-  if not tops & set(names):
-    raise ConfigError(
-      f'data.split is {split!r}, but {path!r} has only the folders {", ".join(sorted(tops))}'
-    )
-  return [f for f in files if f.split('/')[0] in names], 1
+    return files, 0
+  return [f for f in files if in_test_split(f, test_fraction) == (split == 'test')], 0
 
 
 def _folder_class(file: str, below: int) -> str:

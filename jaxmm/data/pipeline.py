@@ -13,15 +13,16 @@ Axes: B batch (this process's rows), Y X rows and columns, C channels, V views, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from jaxmm.config import ConfigError
-from jaxmm.data import image_files, sources
+from jaxmm.data import image_files, sources, text_files
 from jaxmm.data.bad_records import BadRecords, TooManyBadRecords
-from jaxmm.data.readers import ImageReader, Reader, TokenReader
+from jaxmm.data.packing import PackedSource
+from jaxmm.data.readers import ImageReader, PackedReader, Reader, TokenReader
 from jaxmm.data.sources import Source, Subset, UnreadableRecord
 from jaxmm.data.transforms import CROPS
 
@@ -58,6 +59,7 @@ class DataConfig:
     threads: that read batches ahead; 0 reads when asked.
     prefetch: batches read ahead.
     eval_view: which of several token views is used without training (0 is the centre crop).
+    text: how text becomes rows of ids.
   """
 
   name: str = 'mnist5k'
@@ -79,6 +81,7 @@ class DataConfig:
   threads: int = 2
   prefetch: int = 4
   eval_view: int = 0
+  text: text_files.TextConfig = text_files.TextConfig()
 
   def __post_init__(self):
     def require(ok: bool, field: str, expected: str) -> None:
@@ -98,8 +101,8 @@ class DataConfig:
     require(len(self.ten_crop_ratios) > 0, 'ten_crop_ratios', 'at least one ratio')
 
 
-def open_source(config: DataConfig) -> Source:
-  """The source that `config` names.
+def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | None = None) -> Source:
+  """The source that `config` names; `encode` (text -> ids) is for 'text' with a trained tokenizer.
 
   Raises:
     ConfigError: an unknown name (with its nearest neighbours), a path with nothing to read.
@@ -108,7 +111,7 @@ def open_source(config: DataConfig) -> Source:
     raise ConfigError(
       "data.name 'arrays' is data in memory: pass it as make_batches(..., source=ArraySource(...))"
     )
-  if config.name in ('images', 'array_record', 'tokens') and not config.path:
+  if config.name in ('images', 'array_record', 'tokens', 'text') and not config.path:
     raise ConfigError(f'data.name {config.name!r} needs data.path')
   if config.name == 'mnist5k':
     return sources.mnist5k(config.split)
@@ -119,6 +122,15 @@ def open_source(config: DataConfig) -> Source:
     return sources.hash_split(source, config.split, config.test_fraction)
   if config.name == 'tokens':
     return sources.TokenSource(config.path, config.split)
+  if config.name == 'text':
+    return text_files.text_source(
+      config.path,
+      config.split,
+      config.test_fraction,
+      config.text,
+      encode,
+      config.max_bad_fraction,
+    )
   if sources.is_tfds_name(config.name):
     return sources.tfds_source(config.name, config.split, config.path)
   raise sources.unknown_name(config.name)
@@ -133,6 +145,7 @@ def make_batches(
   process_count: int = 1,
   train: bool = True,
   source: Source | None = None,
+  encode: Callable[[str], Sequence[int]] | None = None,
 ) -> Batches:
   """The batches of a data set.
 
@@ -144,6 +157,7 @@ def make_batches(
     process_count: must divide `batch_size`; b is their quotient.
     train: shuffled and augmented; else in the source's order, without randomness.
     source: read this instead of what `config.name` says.
+    encode: text -> ids of a trained tokenizer, for 'text'.
 
   Raises:
     ConfigError: a setting that cannot be used, or nothing to read.
@@ -157,23 +171,24 @@ def make_batches(
     raise ConfigError(f'process_index is {process_index} of {process_count} processes')
   if not 0 <= seed < 2**32:
     raise ConfigError(f'the data seed is {seed}, expected 0 to 2^32 - 1')
-  source = open_source(config) if source is None else source
+  source = open_source(config, encode) if source is None else source
   if len(source) == 0:
     raise ConfigError(
       f'data {config.name!r} ({config.path or "no path"}), split {config.split!r}, has no records'
     )
   if config.max_records is not None and config.max_records < len(source):
     source = Subset(source, np.arange(config.max_records) * len(source) // config.max_records)
-  reader_type = TokenReader if isinstance(_innermost(source), sources.TokenSource) else ImageReader
-  reader = reader_type(config, source, seed, train)
+  reader = _reader_type(source)(config, source, seed, train)
   order = Order(len(source), seed, shuffle=train)
   return Batches(config, reader, order, batch_size, process_index, process_count)
 
 
-def _innermost(source: Source) -> Source:
+def _reader_type(source: Source) -> type:
   while isinstance(source, Subset):
     source = source.source
-  return source
+  if isinstance(source, PackedSource):
+    return PackedReader
+  return TokenReader if isinstance(source, sources.TokenSource) else ImageReader
 
 
 class Order:
@@ -204,7 +219,8 @@ class Batches:
 
   Every batch has `index_B` uint32, `record_B` int32 (-1 pads a tail), `valid_B` float32 (0 for a
   row that could not be read or that pads), and what the data is: `image_BYXC` uint8 (or
-  `image_BVYXC`) and `label_B` int32; or `ids_BL` int32 and `label_B`.
+  `image_BVYXC`) and `label_B` int32; or `ids_BL` int32 and `label_B`; or, of packed
+  text, `ids_BL`, `weight_BL` float32 and `segment_BL` int32.
 
   Attributes:
     num_records: records of the source, an epoch.

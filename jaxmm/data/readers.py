@@ -115,6 +115,29 @@ class TokenReader:
     return {'ids_BL': codes_VL[view], 'label_B': label}
 
 
+class PackedReader:
+  """`ids_BL`, `weight_BL` and `segment_BL` of packed documents (see `packing.PackedSource`)."""
+
+  def __init__(self, config: DataConfig, source: Source, seed: int, train: bool):
+    del config, seed, train  # a packed row has no randomness of its own
+    self.source = source
+    length = len(source[0]['ids_L'])
+    self.fields = {
+      'ids_BL': ((length,), np.int32),
+      'weight_BL': ((length,), np.float32),
+      'segment_BL': ((length,), np.int32),
+    }
+
+  def read(self, record: int, index: int) -> dict[str, Any]:
+    del index
+    values = self.source[record]
+    return {
+      'ids_BL': values['ids_L'],
+      'weight_BL': values['weight_L'],
+      'segment_BL': values['segment_L'],
+    }
+
+
 def checked_label(label: int, num_classes: int | None, source: Source, record: int) -> int:
   """The class id; ConfigError names the record if it is out of range."""
   if label < 0 or num_classes is not None and label >= num_classes:

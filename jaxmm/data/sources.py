@@ -31,6 +31,12 @@ Record = dict[str, Any]
 NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'arrays')
 
 
+_SPLIT_FOLDERS = {
+  'train': ('train', 'training'),
+  'test': ('test', 'val', 'valid', 'validation'),
+}
+
+
 class UnreadableRecord(Exception):
   """One record cannot be read (damaged bytes, a truncated file); the others can."""
 
@@ -112,6 +118,25 @@ def hash_split(source: Source, split: str, test_fraction: float) -> Source:
 def check_split(split: str) -> None:
   if split not in ('train', 'test', 'all'):
     raise ConfigError(f"data.split is {split!r}, expected 'train', 'test' or 'all'")
+
+
+def split_files(files: Sequence[str], split: str, path: str) -> list[str] | None:
+  """The files (relative, with /) of a split where every top folder is a split; else None.
+
+  Raises:
+    ConfigError: the folders are splits, but `split` is not among them.
+  """
+  tops = {f.split('/')[0] if '/' in f else '' for f in files}
+  if not tops <= {name for names in _SPLIT_FOLDERS.values() for name in names}:
+    return None
+  if split == 'all':
+    return list(files)
+  names = _SPLIT_FOLDERS[split]
+  if not tops & set(names):
+    raise ConfigError(
+      f'data.split is {split!r}, but {path!r} has only the folders {", ".join(sorted(tops))}'
+    )
+  return [f for f in files if f.split('/')[0] in names]
 
 
 def mnist5k(split: str) -> ArraySource:
