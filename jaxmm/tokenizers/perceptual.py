@@ -281,3 +281,13 @@ def _edge_features(x_BYXC: jax.Array) -> jax.Array:
   features = jnp.concatenate([jax.nn.relu(signed), jax.nn.relu(-signed)], axis=-1)
   square = jnp.sum(features * features, axis=-1, keepdims=True)
   return features * jax.lax.rsqrt(square + _CONTRAST_FLOOR**2)
+
+
+def lpips_macs(height: int, width: int) -> int:
+  """Multiply-adds of VGG16's convolutions on one image."""
+  macs = 0
+  for i, (channels, features) in _CONVS.items():
+    macs += height * width * 9 * channels * features
+    if i in _TAPS:
+      height, width = height // 2, width // 2
+  return macs
