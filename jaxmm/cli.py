@@ -143,8 +143,13 @@ def _add_tokenize(verbs):
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
   p.add_argument('--output', required=True)
-  p.add_argument('--split', default='train', help='split of the run\'s data (default: %(default)s)')
-  p.add_argument('--ten-crop', action='store_true', help='LlamaGen\'s ten crops an image')
+  p.add_argument('--split', default='train', help="split of the run's data (default: %(default)s)")
+  p.add_argument(
+    '--views',
+    default='one',
+    choices=['one', 'flip', 'ten'],
+    help="one view an image, also its mirror image, or LlamaGen's ten crops (default: one)",
+  )
   p.add_argument('--batch', type=int, default=64)
 
 
@@ -155,7 +160,7 @@ def _tokenize(options) -> int:
     options.model,
     options.output,
     split=options.split,
-    ten_crop=options.ten_crop,
+    views=options.views,
     batch=options.batch,
     overrides=options.overrides,
   )
@@ -169,7 +174,7 @@ def _add_reconstruct(verbs):
     'jaxmm reconstruct --run runs/mini --num 16 --output reconstructions.png',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
-  p.add_argument('--images', nargs='*', metavar='FILE', help='default: the run\'s evaluation data')
+  p.add_argument('--images', nargs='*', metavar='FILE', help="default: the run's evaluation data")
   p.add_argument('--num', type=int, default=16)
   p.add_argument('--output', required=True, metavar='FILE.png')
 
@@ -232,7 +237,7 @@ def _add_evaluate(verbs):
 def _evaluate(options) -> int:
   from jaxmm.studies import evaluation
 
-  evaluation.run(options.model, batch=options.batch, echo=print)
+  evaluation.write(options.model, batch=options.batch)
   return 0
 
 
@@ -307,7 +312,7 @@ def _report(options) -> int:
   from jaxmm.report import run_page
 
   output = options.output or os.path.join(options.run_dir, 'report.html')
-  print(run_page.write(options.run_dir, output))
+  print(run_page.write_run_page(options.run_dir, output))
   return 0
 
 

@@ -1,7 +1,7 @@
 """A run from its config: the Task by its dotted name, the batches, then the trainer.
 
-The one place where a model meets the data and the trainer; the command line, the quickstart and every
-study start their runs here.
+The one place where a model meets the data and the trainer; the command line, the quickstart and
+every study start their runs here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,68 @@
+"""A run's own evaluations over its held-out data, as numbers that a table can show."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmm import batch_job, sharding
+from jaxmm.evaluate.codebook import CodeCounts
+from jaxmm.studies import loading, run
+
+CODE_COUNTS = 'code_counts'
+
+
+def run_evaluations(
+  loaded: loading.LoadedRun, *, batch: int = 64, echo: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+  """`{evaluation/metric: value}` over the whole of `eval_data`, exact on any mesh.
+
+  Counts of codes become usage (share of the codebook) and perplexity.
+  """
+  batches = run.make_batches(loaded.config, train=False, batch=batch)
+  out: dict[str, Any] = {}
+  for name, evaluate in loaded.task.evaluations().items():
+    sums = batch_job.run_sums(
+      batches,
+      lambda variables, rows, fn=evaluate: fn(variables, rows, jax.random.key(0)),
+      variables=loaded.variables | {'constants': loaded.task.constants},
+      mesh=sharding.make_mesh(sharding.MeshConfig()),
+      rules=sharding.RULES['dp'],
+      echo=echo,
+    )
+    out |= {f'{name}/{metric}': value for metric, value in values(sums).items()}
+  return out
+
+
+def values(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+  """Means of `{metric: (sum, count)}`: vectors as lists, code counts as usage and perplexity."""
+  out: dict[str, Any] = {}
+  for metric, (total, count) in sums.items():
+    if metric == CODE_COUNTS:
+      counts = CodeCounts(np.asarray(total, np.int64))
+      out |= {'code_usage': counts.usage, 'code_perplexity': counts.perplexity}
+      continue
+    mean = np.asarray(total, np.float64) / np.maximum(np.asarray(count, np.float64), 1e-30)
+    out[metric] = mean.tolist() if mean.ndim else float(mean)
+  return out
+
+
+def write(
+  directory: str | os.PathLike, *, batch: int = 64, echo: Callable[[str], None] = print
+) -> pathlib.Path:
+  """Evaluates a run, prints a line a metric, writes `evaluation.json` beside its log."""
+  loaded = loading.load(directory)
+  results = run_evaluations(loaded, batch=batch, echo=echo)
+  for name, value in results.items():
+    shown = f'{len(value)} values' if isinstance(value, list) else f'{value:.6g}'
+    echo(f'{name:48} {shown}')
+  path = pathlib.Path(directory, 'evaluation.json')
+  path.write_text(json.dumps({'step': loaded.step, 'results': results}, indent=1) + '\n')
+  echo(f'written to {path}')
+  return path

@@ -1,0 +1,223 @@
+"""A trained run as an object with encode, decode, sample: what `jaxmm.load(dir)` returns.
+
+Axes: B batch, L codes of an image, Y X rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmm import sharding
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.config import ConfigError
+from jaxmm.core.decoding import SamplingConfig
+from jaxmm.data.array_store import ArrayStore
+from jaxmm.evaluate.images import to_pixels
+from jaxmm.models import image_lm
+from jaxmm.studies import run
+from jaxmm.task import Task
+from jaxmm.tokenizers import vqgan_task
+from jaxmm.tokenizers.vqgan import Vqgan
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+  """A run's config, Task and parameters.
+
+  Attributes:
+    directory: the run directory.
+    config: its settings, plain dicts.
+    task: the Task they describe.
+    step: of the checkpoint that was read.
+    variables: `{'params': ..., other collections}`, on all devices.
+  """
+
+  directory: pathlib.Path
+  config: Mapping[str, Any]
+  task: Task
+  step: int
+  variables: Mapping[str, Any]
+
+
+class LoadedTokenizer(LoadedRun):
+  """A trained image tokenizer; images are uint8, codes are in raster order."""
+
+  @property
+  def model(self) -> Vqgan:
+    """The network."""
+    return self.task.model
+
+  @property
+  def num_codes(self) -> int:
+    """Entries of the codebook."""
+    return self.model.config.quantizer.codes
+
+  def network(self) -> Mapping[str, Any]:
+    """The network's variables alone."""
+    return {'params': self.variables['params']['vqgan']}
+
+  def encode(self, image_BYXC: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Code ids int32 [B, L] of uint8 images [B, Y, X, C]."""
+    image_BYXC = np.asarray(image_BYXC)
+    if image_BYXC.dtype != np.uint8:
+      raise ValueError(f'encode takes uint8 images in 0..255, got {image_BYXC.dtype}')
+
+    def encode(variables, chunk):
+      pixels = self.task.pixels({'image_BYXC': chunk})
+      return self.model.apply(variables, pixels, method='encode_ids')
+
+    return _in_chunks(encode, self.network(), image_BYXC, batch)
+
+  def decode(
+    self, ids_BL: np.ndarray, grid: tuple[int, int] | None = None, batch: int = 64
+  ) -> np.ndarray:
+    """Images uint8 [B, Y, X, C] of code ids; `grid` (rows, columns) where it is not square."""
+    ids_BL = np.asarray(ids_BL)
+    if ids_BL.size and (ids_BL.min() < 0 or ids_BL.max() >= self.num_codes):
+      raise ValueError(
+        f'ids run from {ids_BL.min()} to {ids_BL.max()}, but the tokenizer in {self.directory} has '
+        f'codes 0 to {self.num_codes - 1}'
+      )
+
+    def decode(variables, chunk):
+      return to_pixels(self.model.apply(variables, chunk, grid, method='decode_ids'))
+
+    return _in_chunks(decode, self.network(), ids_BL, batch)
+
+
+class LoadedImageLm(LoadedRun):
+  """A trained image LM with the tokenizer whose codes it was trained on."""
+
+  def tokenizer(self) -> LoadedTokenizer:
+    """The tokenizer, from the token store that the run's config names."""
+    return load(tokenizer_of(self.config, self.directory))
+
+  def sample_ids(
+    self,
+    labels: Sequence[int],
+    *,
+    seed: int = 0,
+    sampling: SamplingConfig | None = None,
+    batch: int = 64,
+  ) -> np.ndarray:
+    """Code ids int32 [B, L], one image for each class id in `labels`.
+
+    The image of example i depends on (seed, i) alone, not on how examples are batched.
+    """
+    labels = np.asarray(labels, np.int32)
+    config = self.task.config
+    if labels.size and (labels.min() < 0 or labels.max() >= config.num_classes):
+      raise ValueError(
+        f'labels run from {labels.min()} to {labels.max()}, but the model in {self.directory} has '
+        f'classes 0 to {config.num_classes - 1}'
+      )
+    sampler = image_lm.Sampler(config, self.variables['params'], sampling or SamplingConfig())
+    chunks = []
+    for start in range(0, len(labels), batch):
+      chunk = labels[start : start + batch]
+      padded = np.resize(chunk, batch if len(labels) > batch else len(chunk))
+      index = np.arange(start, start + len(padded), dtype=np.uint32)
+      chunks.append(np.asarray(sampler(padded, seed, index))[: len(chunk)])
+    return np.concatenate(chunks) if chunks else np.zeros((0, config.length), np.int32)
+
+  def sample(
+    self,
+    labels: Sequence[int],
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    **sampling: Any,
+  ) -> np.ndarray:
+    """Images uint8 [B, Y, X, C], one for each class id; `sampling` as in `SamplingConfig`."""
+    ids_BL = self.sample_ids(labels, seed=seed, batch=batch, sampling=SamplingConfig(**sampling))
+    return self.tokenizer().decode(ids_BL, batch=batch)
+
+
+def load(
+  directory: str | os.PathLike, *, step: int | None = None, weights: str = 'auto'
+) -> LoadedRun:
+  """A trained run, ready to use.
+
+  Args:
+    directory: a run directory (with config.json and checkpoints/).
+    step: of the checkpoint; None for the newest that is whole.
+    weights: 'params', 'ema', or 'auto': the average where the run kept one.
+
+  Returns:
+    LoadedTokenizer (encode, decode), LoadedImageLm (sample), or LoadedRun for other Tasks.
+
+  Raises:
+    ConfigError: the directory is not a run, or holds no checkpoint.
+  """
+  directory = pathlib.Path(directory)
+  config = read_config(directory)
+  task = run.make_task(config)
+  checkpoints = Checkpoints(directory / 'checkpoints')
+  if not checkpoints.steps():
+    raise ConfigError(f'{directory} holds no checkpoint yet; train it first')
+  if weights == 'auto':
+    weights = 'ema' if config.get('ema') else 'params'
+  params, _, step = checkpoints.load_numpy(weights, step=step)
+  variables = {'params': params}
+  if any(name.startswith('extra/') for name in checkpoints.metadata(step).shapes):
+    variables |= checkpoints.load_numpy('extra', step=step)[0]
+  mesh = sharding.make_mesh(sharding.MeshConfig())
+  variables = jax.device_put(variables, sharding.replicated(mesh))
+  kinds = {vqgan_task.VqganTask: LoadedTokenizer, image_lm.ImageLmTask: LoadedImageLm}
+  return kinds.get(type(task), LoadedRun)(directory, config, task, step, variables)
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+  """The settings a run began with."""
+  path = pathlib.Path(directory, 'config.json')
+  if not path.is_file():
+    raise ConfigError(f'{directory} is not a run directory: it has no config.json')
+  return json.loads(path.read_text())
+
+
+def tokenizer_of(config: Mapping[str, Any], directory: str | os.PathLike) -> pathlib.Path:
+  """The run directory of the tokenizer that wrote the codes a run was trained on.
+
+  Where the files were moved together, the path relative to the token store still leads there.
+  """
+  if config.get('model', {}).get('tokenizer'):
+    return pathlib.Path(config['model']['tokenizer'])
+  data = config.get('data', {})
+  if data.get('name') != 'tokens':
+    raise ConfigError(f'the run in {directory} was not trained on tokens, so it has no tokenizer')
+  candidates = []
+  for base in (pathlib.Path(data['path']), pathlib.Path(directory, data['path'])):
+    inner = base / data.get('split', 'train')
+    store = inner if (inner / 'manifest.json').is_file() else base
+    if not (store / 'manifest.json').is_file():
+      continue
+    meta = ArrayStore(store).meta
+    candidates += [store / meta['tokenizer_relative'], pathlib.Path(meta['tokenizer'])]
+  for candidate in candidates:
+    if (candidate / 'config.json').is_file():
+      return candidate
+  raise ConfigError(
+    f'the tokenizer of the run in {directory} is not where its tokens say; looked at '
+    + (', '.join(map(str, candidates)) or f'{data["path"]}, which is gone')
+  )
+
+
+def _in_chunks(fn, variables, rows: np.ndarray, batch: int) -> np.ndarray:
+  """`fn(variables, rows)` in chunks of one size, so that it is compiled once."""
+  compiled, out = jax.jit(fn), []
+  batch = min(batch, max(1, len(rows)))
+  for start in range(0, max(1, len(rows)), batch):
+    chunk = rows[start : start + batch]
+    if not len(chunk):
+      raise ValueError('there are no rows to work on')
+    padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
+    out.append(np.asarray(compiled(variables, padded))[: len(chunk)])
+  return np.concatenate(out)

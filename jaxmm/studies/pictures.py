@@ -1,0 +1,93 @@
+"""What a person looks at: originals beside reconstructions, and samples, as PNG grids."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxmm.config import ConfigError
+from jaxmm.data import transforms
+from jaxmm.report.images import tiled
+from jaxmm.studies import loading, run
+
+
+def held_out_images(loaded: loading.LoadedRun, num: int) -> np.ndarray:
+  """The first `num` images of the run's evaluation data, uint8 [num, Y, X, C]."""
+  batches = run.make_batches(loaded.config, train=False, batch=min(num, 64))
+  images, have = [], 0
+  for rows in batches.once():
+    good = rows['image_BYXC'][rows['valid_B'] > 0]
+    images.append(good)
+    have += len(good)
+    if have >= num:
+      break
+  return np.concatenate(images)[:num]
+
+
+def image_files(loaded: loading.LoadedRun, files: Sequence[str]) -> np.ndarray:
+  """Picture files as the run's data would make them: same size, channels and crop."""
+  data = loaded.config['data']
+  size, channels = data.get('image_size', 28), data.get('channels', 3)
+  views = []
+  for file in files:
+    try:
+      image = transforms.decode_image(pathlib.Path(file).read_bytes(), channels, True, file)
+    except transforms.UnreadableRecord as error:
+      raise ConfigError(f'{file} is no picture that can be read: {error}') from error
+    views.append(transforms.cropped(image, size, 'center', None, file))
+  return np.stack(views)
+
+
+def reconstruct(
+  directory: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  num: int = 16,
+  files: Sequence[str] | None = None,
+) -> str:
+  """Writes a PNG with each original above its reconstruction; returns what it says of them."""
+  loaded = loading.load(directory)
+  if not isinstance(loaded, loading.LoadedTokenizer):
+    raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected a tokenizer')
+  originals = image_files(loaded, files) if files else held_out_images(loaded, num)
+  rebuilt = loaded.decode(loaded.encode(originals))
+  columns = min(len(originals), 8)
+  rows = []
+  for start in range(0, len(originals), columns):
+    rows += [originals[start : start + columns], rebuilt[start : start + columns]]
+  _write_png(tiled(np.concatenate(rows), columns), output)
+  error = float(np.mean((originals.astype(np.float64) - rebuilt) ** 2))
+  psnr = 10 * np.log10(255**2 / max(error, 1e-12))
+  return f'{len(originals)} images, PSNR {psnr:.2f} dB: {output}'
+
+
+def sample(
+  directory: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  num: int = 64,
+  labels: Sequence[int] | None = None,
+  array: str | os.PathLike | None = None,
+  seed: int = 0,
+  **sampling: Any,
+) -> str:
+  """Writes a PNG grid of samples (and their array); returns what it wrote."""
+  loaded = loading.load(directory)
+  if not isinstance(loaded, loading.LoadedImageLm):
+    raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected an image model')
+  classes = list(labels) if labels else list(range(loaded.task.config.num_classes))
+  images = loaded.sample(np.resize(classes, num), seed=seed, **sampling)
+  _write_png(tiled(images, int(np.ceil(np.sqrt(num)))), output)
+  if array:
+    np.savez(array, arr_0=images)
+  return f'{num} samples: {output}' + (f', {array}' if array else '')
+
+
+def _write_png(image_YXC: np.ndarray, output: str | os.PathLike) -> None:
+  pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(image_YXC[..., 0] if image_YXC.shape[-1] == 1 else image_YXC).save(output)

@@ -1,0 +1,134 @@
+"""The codes of a data set, written once by a trained tokenizer; image models train on them.
+
+Axes: B batch, V views of one image, L codes, Y X rows and columns, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmm import batch_job, sharding
+from jaxmm import config as configs
+from jaxmm.config import ConfigError
+from jaxmm.data import pipeline
+from jaxmm.data.array_store import ArrayStore
+from jaxmm.studies import loading
+
+VIEWS = ('one', 'flip', 'ten')
+
+
+def write(
+  tokenizer: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  split: str = 'train',
+  views: str = 'one',
+  batch: int = 64,
+  overrides: Sequence[str] = (),
+  echo: Callable[[str], None] | None = print,
+) -> ArrayStore:
+  """Writes a token store; run again after an interruption it goes on.
+
+  Args:
+    tokenizer: the run directory of a tokenizer.
+    output: the store, a directory. Fields `codes` [L] or [V, L] and `label`.
+    split: of the run's data.
+    views: 'one' (the run's crop without randomness), 'flip' (and its mirror image) or 'ten'
+      (LlamaGen's ten crops, for each of `data.ten_crop_ratios`).
+    batch: images a step.
+    overrides: `data.key=value` settings on top of the run's own data.
+    echo: receives progress lines.
+
+  Raises:
+    ConfigError: not a tokenizer's run, an unknown setting, or a store of other settings.
+  """
+  if views not in VIEWS:
+    raise ConfigError(f'views is {views!r}, expected one of {", ".join(VIEWS)}')
+  loaded = loading.load(tokenizer)
+  if not isinstance(loaded, loading.LoadedTokenizer):
+    raise ConfigError(f'{tokenizer} is a run of {loaded.config["task"]}, expected a tokenizer')
+  data = _data_config(loaded.config, split, views, overrides)
+  batches = pipeline.make_batches(
+    data,
+    batch_size=batch,
+    seed=loaded.config['seed'],
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    train=False,
+  )
+  grid = loaded.model.config.grid(data.image_size, data.image_size)
+  length = grid[0] * grid[1]
+  num_views = {'one': 1, 'flip': 2, 'ten': 10 * len(data.ten_crop_ratios)}[views]
+  dtype = 'uint16' if loaded.num_codes <= 2**16 else 'int32'
+  if echo:
+    echo(f'{batches.num_records} images of split {split}, {num_views} views of {length} codes each')
+  return batch_job.run(
+    batches,
+    _encoder(loaded, num_views, length),
+    output,
+    variables=loaded.network(),
+    fields={
+      'codes': ((length,) if num_views == 1 else (num_views, length), dtype),
+      'label': ((), 'int32'),
+    },
+    mesh=sharding.make_mesh(sharding.MeshConfig()),
+    rules=sharding.RULES['dp'],
+    meta=_meta(loaded, output, data, grid, batches.num_classes),
+    echo=echo,
+  )
+
+
+def _data_config(config, split: str, views: str, overrides: Sequence[str]) -> pipeline.DataConfig:
+  """The run's data without randomness, as one split, with the user's changes."""
+  import ml_collections
+
+  section = {**configs.plain(pipeline.DataConfig()), **config['data']}
+  tree = ml_collections.ConfigDict({'data': section})
+  # Fields that are None or tuples are typed by DataConfig itself.
+  configs.override(tree, overrides)
+  section = tree.data.to_dict() | {'split': split, 'flip': False, 'cache': False}
+  if views == 'ten':
+    section['crop'] = 'ten'
+  return configs.from_mapping(pipeline.DataConfig, section, 'data')
+
+
+def _encoder(loaded: loading.LoadedTokenizer, num_views: int, length: int):
+  def encode(variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    if num_views == 1:
+      images = batch['image_BYXC']
+    elif num_views == 2:
+      images = jnp.stack([batch['image_BYXC'], batch['image_BYXC'][:, :, ::-1]], axis=1)
+    else:
+      images = batch['image_BVYXC']
+    flat_MYXC = images.reshape(-1, *images.shape[-3:])
+    pixels = loaded.task.pixels({'image_BYXC': flat_MYXC})
+    ids_ML = loaded.model.apply(variables, pixels, method='encode_ids')
+    lead = batch['label_B'].shape + (() if num_views == 1 else (num_views,))
+    return {'codes': ids_ML.reshape(*lead, length), 'label': batch['label_B']}
+
+  return encode
+
+
+def _meta(loaded, output, data, grid, num_classes) -> dict[str, Any]:
+  """What made the store: a store with another `meta` is not continued."""
+  where = pathlib.Path(loaded.directory).resolve()
+  model = json.dumps(loaded.config['model'], sort_keys=True).encode()
+  return {
+    'tokenizer': str(where),
+    'tokenizer_relative': os.path.relpath(where, pathlib.Path(output).resolve()),
+    'tokenizer_step': loaded.step,
+    'tokenizer_model': hashlib.sha256(model).hexdigest()[:16],
+    'num_codes': loaded.num_codes,
+    'grid': list(grid),
+    'num_classes': num_classes,
+    'split': data.split,
+    'data': configs.plain(data),
+  }
