@@ -20,17 +20,17 @@ import jax.numpy as jnp
 
 from jaxmm import task as tasks
 from jaxmm.config import ConfigError, from_mapping
-from jaxmm.core import axes, layers, losses, masks, positions, transformer
+from jaxmm.core import axes, decode, decoding, layers, losses, masks, positions, transformer
 
 # depth, width, num_heads of the published sizes, and two that train on a laptop.
 PRESETS: dict[str, dict[str, int]] = {
-  'micro': dict(depth=2, width=64, num_heads=2, hidden_multiple=32),
-  'mini': dict(depth=4, width=128, num_heads=4, hidden_multiple=32),
-  'B': dict(depth=12, width=768, num_heads=12),
-  'L': dict(depth=24, width=1024, num_heads=16),
-  'XL': dict(depth=36, width=1280, num_heads=20),
-  'XXL': dict(depth=48, width=1536, num_heads=24),
-  '3B': dict(depth=24, width=3200, num_heads=32),
+  'micro': {'depth': 2, 'width': 64, 'num_heads': 2, 'hidden_multiple': 32},
+  'mini': {'depth': 4, 'width': 128, 'num_heads': 4, 'hidden_multiple': 32},
+  'B': {'depth': 12, 'width': 768, 'num_heads': 12},
+  'L': {'depth': 24, 'width': 1024, 'num_heads': 16},
+  'XL': {'depth': 36, 'width': 1280, 'num_heads': 20},
+  'XXL': {'depth': 48, 'width': 1536, 'num_heads': 24},
+  '3B': {'depth': 24, 'width': 3200, 'num_heads': 32},
 }
 # Sub-streams of an example's dropout key.
 _CLASS, _TOKENS, _STACK = 1, 2, 3
@@ -197,6 +197,72 @@ class ImageLm(nn.Module):
     return jnp.where(
       bits_B < jnp.uint32(round(cfg.class_dropout * 2**32)), cfg.num_classes, label_B
     )
+
+
+def decode_params(params: Mapping[str, Any], config: ImageLmConfig) -> dict[str, Any]:
+  """The parameters laid out for `generate`; make them once, under jit, and keep them."""
+  table = lambda name: params[name]['table'].astype(config.dtype)
+  return {
+    'class_embedding': table('class_embedding'),
+    'token_embedding': table('token_embedding'),
+    'stack': decode.decode_layout(params['stack'], config.stack()),
+    'head': params['head']['kernel'].T.astype(config.dtype),
+  }
+
+
+def generate(
+  layout: Mapping[str, Any],
+  config: ImageLmConfig,
+  label_B: jax.Array,
+  key_B: jax.Array,
+  sampling: decoding.SamplingConfig,
+) -> jax.Array:
+  """Codes of one image for every label, int32 [B, L]; jit it with config and sampling static.
+
+  Args:
+    layout: from `decode_params`.
+    config: the model's.
+    label_B: class ids; num_classes means no class.
+    key_B: typed keys, one an image (`jaxmm.task.example_keys`).
+    sampling: guidance needs a model that was trained with class_dropout.
+
+  Raises:
+    ConfigError: guidance for a model without a 'no class' row.
+  """
+  stack, rotary = config.stack(), config.rotary()
+  label_R = label_B
+  if sampling.is_guided:
+    if config.class_dropout == 0:
+      raise ConfigError(
+        f'guidance_scale is {sampling.guidance_scale}, but model.class_dropout is 0: this model '
+        'has no row for no class; use guidance_scale=1 or train with class_dropout'
+      )
+    label_R = jnp.concatenate([label_B, jnp.full_like(label_B, config.num_classes)])
+
+  def logits_of(x_RD, position, cache):
+    hidden_DR, cache = decode.decode_step(
+      layout['stack'], stack, x_RD.T, cache, position, rotary=rotary.at(position)
+    )
+    return (layout['head'] @ hidden_DR).T.astype(jnp.float32), cache
+
+  def step(ids_R, position, cache):
+    return logits_of(jnp.take(layout['token_embedding'], ids_R, axis=0), position, cache)
+
+  lengths = decoding.bucket_lengths(1, max(config.length - 1, 1))
+  cache = decode.empty_cache(stack, label_R.shape[0], lengths[0])
+  x_RD = jnp.take(layout['class_embedding'], label_R, axis=0, mode='fill')
+  logits_RV, cache = logits_of(x_RD, 0, cache)
+  return decoding.generate(
+    step,
+    logits_RV,
+    cache,
+    start=1,
+    num_tokens=config.length,
+    key_B=key_B,
+    config=sampling,
+    grow=decode.grown_cache,
+    lengths=lengths,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
