@@ -184,8 +184,7 @@ def make_batches(
 
 
 def _reader_type(source: Source) -> type:
-  while isinstance(source, Subset):
-    source = source.source
+  source = sources.innermost(source)
   if isinstance(source, PackedSource):
     return PackedReader
   return TokenReader if isinstance(source, sources.TokenSource) else ImageReader

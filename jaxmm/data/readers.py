@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from jaxmm.config import ConfigError
-from jaxmm.data.sources import Source
+from jaxmm.data.sources import Source, innermost
 from jaxmm.data.transforms import cropped, decode_image, example_rng, ten_crop
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ class TokenReader:
 
   def __init__(self, config: DataConfig, source: Source, seed: int, train: bool):
     self.source, self._config, self._seed, self._train = source, config, seed, train
-    views, length = source[0]['codes'].shape
+    tokens = innermost(source)
+    views, length = tokens.num_views, tokens.length
     if not 0 <= config.eval_view < views:
       raise ConfigError(f'data.eval_view is {config.eval_view}, but there are {views} views')
     self.fields = {'ids_BL': ((length,), np.int32), 'label_B': ((), np.int32)}

@@ -97,6 +97,13 @@ class Subset:
     return self.source.name(int(self._ids[i]))
 
 
+def innermost(source: Source) -> Source:
+  """The source under any Subset."""
+  while isinstance(source, Subset):
+    source = source.source
+  return source
+
+
 def in_test_split(name: str, test_fraction: float) -> bool:
   """Whether the record called `name` is a test record: by hash, so that it never changes sides."""
   digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
@@ -275,6 +282,8 @@ class TfdsSource:
 class TokenSource:
   """Precomputed codes: an array store with `codes` [L] or [views, L] and `label` a row.
 
+  A field `valid`, if there is one, is False for rows of pictures that could not be read.
+
   Args:
     path: the store, or a directory with one store a split (`path/train`, `path/test`).
     split: which one. A store that says in its `meta` of which split it is gives only that.
@@ -310,6 +319,8 @@ class TokenSource:
 
   def __getitem__(self, i: int) -> Record:
     record = self.store[i]
+    if not record.get('valid', True):
+      raise UnreadableRecord('its picture could not be read when the codes were made')
     return {'codes': record['codes'].reshape(-1, self.length), 'label': int(record['label'])}
 
   def name(self, i: int) -> str:

@@ -14,7 +14,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from jaxmm.config import ConfigError
 from jaxmm.data.sources import UnreadableRecord
@@ -60,6 +60,8 @@ def decode_image(image: bytes | np.ndarray, channels: int, convert: bool, name: 
   try:
     picture = Image.open(io.BytesIO(image))
     picture.load()
+  except UnidentifiedImageError as e:
+    raise UnreadableRecord(f'no picture of a known format ({len(image)} bytes)') from e
   except _DAMAGE as e:
     raise UnreadableRecord(f'{type(e).__name__}: {e}') from e
   found = _CHANNELS.get(picture.mode)
