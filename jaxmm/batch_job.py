@@ -9,6 +9,7 @@ Axes: B batch (global, over all processes).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ class Pass(Protocol):
     """Records of the rows of one global batch, of all processes."""
 
   def from_step(self, step: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """This process's rows of the global batches from `step` on, in record order."""
+    """This process's rows of the global batches from `step` on, in record order; a generator."""
 
 
 def run(
@@ -258,14 +259,15 @@ def _placed(
   steps = range(rows.start // size, -(-rows.stop // size))
   if max_batches is not None:
     steps = steps[:max_batches]
-  # `zip` asks the steps first, so no batch is decoded that is not used.
-  for step, local in zip(steps, batches.from_step(steps.start)):
-    start = step * size
-    position = start + share * jax.process_index() + np.arange(share)
-    inside = position < batches.num_records
-    last_record = _check_order(np.asarray(local['record_B'])[inside], last_record)
-    valid_B = np.where(inside, local['valid_B'], 0).astype(np.float32)
-    yield start, sharding.global_batch(mesh, {**local, 'valid_B': valid_B})
+  with contextlib.closing(batches.from_step(steps.start)) as stream:
+    # `zip` asks the steps first, so no batch is read that is not used.
+    for step, local in zip(steps, stream):
+      start = step * size
+      position = start + share * jax.process_index() + np.arange(share)
+      inside = position < batches.num_records
+      last_record = _check_order(np.asarray(local['record_B'])[inside], last_record)
+      valid_B = np.where(inside, local['valid_B'], 0).astype(np.float32)
+      yield start, sharding.global_batch(mesh, {**local, 'valid_B': valid_B})
 
 
 def _check_size(size: int, mesh) -> None:
