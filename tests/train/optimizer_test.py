@@ -81,8 +81,9 @@ def test_clip_is_by_the_norm_of_one_label():
   sgd = dict(name='sgd', learning_rate=1.0)
   configs = {'body': OptimizerConfig(**sgd, clip=0.5), 'head': OptimizerConfig(**sgd)}
   ours = updates_of(configs)
-  norms = optimizers.norms_by_label(ours, {'body': {'w': 'body', 'b': 'body'}, 'head': {'w':
-  'head'}}) assert norms['body'] == pytest.approx(0.5, rel=1e-6)
+  labels = {'body': {'w': 'body', 'b': 'body'}, 'head': {'w': 'head'}}
+  norms = optimizers.norms_by_label(ours, labels)
+  assert norms['body'] == pytest.approx(0.5, rel=1e-6)
   np.testing.assert_allclose(ours['head']['w'], -GRADS['head']['w'])
 
 
