@@ -89,7 +89,7 @@ class NonFiniteError(FloatingPointError):
 
 
 def train(
-  config: RunConfig,
+  config: RunConfig | Mapping[str, Any],
   task: Task,
   batches: BatchSource,
   workdir: str,
@@ -105,7 +105,7 @@ def train(
   """Trains until `config.steps`, resuming by itself from the newest good checkpoint of `workdir`.
 
   Args:
-    config: from the user's config by `jaxmm.config.from_mapping(RunConfig, values)`.
+    config: a RunConfig, or the user's config, which becomes one.
     task: what is minimised.
     batches: training data; this process's rows of every global batch.
     workdir: gets `config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`.
@@ -127,6 +127,8 @@ def train(
     CheckpointError: no checkpoint of the directory can be used, or one cannot be written.
   """
   echo = echo if jax.process_index() == 0 else lambda line: None
+  if not isinstance(config, RunConfig):
+    config = configs.from_mapping(RunConfig, config, 'the config')
   if profile is not None and not 0 <= profile[0] <= profile[1]:
     raise ConfigError(f'profile is {profile}, expected (first, last) with 0 <= first <= last')
   mesh = mesh or _mesh_of(config)
@@ -396,7 +398,7 @@ class _Run:
     last_good = f'step {saved[-1]}' if saved else 'none yet'
     return NonFiniteError(
       f'step {step} is not finite ({", ".join(broken)}); the state stays as it was before it. Its '
-      f'batch (data position {position}) had the records {_short(records)}. Last good checkpoint in '
+      f'batch (data position {position}) had the records {_short(records)}. Last checkpoint in '
       f'{self.directory / "checkpoints"}: {last_good}. To go on: run again with a lower learning '
       'rate or a smaller clip and --accept-config-change; or pass over the batch with '
       f'--config.skip_batches="({position},)"; or start a new run with '

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
@@ -206,4 +207,6 @@ def use_compilation_cache(setting: str) -> str | None:
       raise ConfigError(f'compilation_cache is {setting!r}: {error}') from error
     return None
   jax.config.update('jax_compilation_cache_dir', directory)
+  # Whatever was compiled before has made up jax's mind that there is no cache.
+  compilation_cache.reset_cache()
   return directory

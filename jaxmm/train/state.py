@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -107,16 +107,21 @@ def plan_state(
   )
 
 
+def initializer(blueprint: Blueprint) -> Callable[[Mapping[str, jax.Array]], TrainState]:
+  """The jitted function from the first global batch to the state of step 0."""
+  b = blueprint
+  make = lambda rows: _unboxed(_initial_state(b.task, b.optimizer, b.seed, rows, b.has_ema))
+  return jax.jit(make, out_shardings=b.shardings)
+
+
 def create_state(blueprint: Blueprint, batch: Mapping[str, jax.Array]) -> TrainState:
   """The state of step 0; each device computes only its own part of every array.
 
   Args:
     batch: the first global batch, for models whose initial values depend on data.
   """
-  b = blueprint
-  make = lambda rows: _unboxed(_initial_state(b.task, b.optimizer, b.seed, rows, b.has_ema))
-  with jax.set_mesh(b.mesh):
-    return jax.jit(make, out_shardings=b.shardings)(dict(batch))
+  with jax.set_mesh(blueprint.mesh):
+    return initializer(blueprint)(dict(batch))
 
 
 def with_params(state: TrainState, params: Any, extra: Any = None) -> TrainState:

@@ -58,7 +58,7 @@ class ToyTask(Task):
   def loss(self, variables, batch, key, step, counts):
     keys = example_keys(key, batch['index_B'])
     x_BLD = batch['x_BLD']
-    x_BLD = x_BLD + self.noise * jax.vmap(lambda k: jax.random.normal(k, x_BLD.shape[1:]))(keys)
+    x_BLD = x_BLD + self.noise * jax.vmap(lambda k: jax.random.uniform(k, x_BLD.shape[1:]))(keys)
     # The second head lives on its own label, so its gradient must not reach the first.
     variables = {'params': variables['params'], 'stats': variables['stats']}
     h_BLF, logits_BLC, logits2_BLC = ToyModel(self.width).apply(variables, x_BLD)
