@@ -23,12 +23,22 @@ from jaxmm.report.markup import Html, duration_text, number_text
 # What a logged field's name tells: an evaluation begins so, the machine's hold such words.
 _EVALUATION = re.compile(r'^(eval|evaluation|evaluations|valid|validation|test)(_\w+)?/')
 _MACHINE = re.compile(
-  r'(^|[/_])(seconds?|time|wall|elapsed|eta|per_s|per_second|mfu|utili[sz]ation|memory|bytes|hbm)([/_]|$)'
+  r'(^|[/_])(seconds?|time|timing|clock|wall|elapsed|eta|per_s|per_second|mfu|utili[sz]ation|memory|bytes|hbm)([/_]|$)'
 )
 _SCHEDULE = re.compile(
   r'(learning_rate|^lr|/lr|weight$|ramp|grad_norm|update_norm|param_norm|norm$)'
 )
-_POSITION = {'step', 'epoch', 'examples', 'tokens', 'timestamp', 'unix_time', 'first_index', 'seed'}
+_POSITION = {
+  'step',
+  'position',
+  'epoch',
+  'examples',
+  'tokens',
+  'timestamp',
+  'unix_time',
+  'first_index',
+  'seed',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +46,18 @@ class RunLog:
   """What `log.jsonl` holds.
 
   Attributes:
-    columns: metric -> (steps, values), steps increasing; nested names are joined by '/'.
+    columns: metric -> (steps, values), steps increasing; nested names are joined by '/', those of
+      lines of kind 'evaluation' begin with 'evaluation/'; null is a value that was not finite.
+    vectors: metric -> its newest list of numbers (a loss by position).
+    unreadable: ids of records that had zero weight.
     lines: how many lines were read.
     damaged: how many of them could not be.
     events: (step or None, text) of lines that carry a message instead of numbers.
   """
 
   columns: dict[str, tuple[list[float], list[float]]]
+  vectors: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+  unreadable: frozenset = frozenset()
   lines: int = 0
   damaged: int = 0
   events: tuple[tuple[Any, str], ...] = ()
@@ -55,6 +70,8 @@ def read_log(path: str | os.PathLike) -> RunLog:
     FileNotFoundError: there is no such file.
   """
   values: dict[str, dict[float, float]] = {}
+  vectors: dict[str, list[float]] = {}
+  unreadable: set = set()
   lines = damaged = 0
   events = []
   with open(path, encoding='utf-8', errors='replace') as stream:
@@ -73,24 +90,34 @@ def read_log(path: str | os.PathLike) -> RunLog:
         events.append((step, message))
       if not isinstance(step, (int, float)):
         continue
-      for name, value in _numbers(record):
-        values.setdefault(name, {})[step] = value
+      unreadable.update(record.pop('unreadable', None) or ())
+      prefix = 'evaluation/' if record.get('kind') == 'evaluation' else ''
+      for name, value in _leaves(record, prefix):
+        if isinstance(value, list):
+          vectors[name] = value
+        else:
+          values.setdefault(name, {})[step] = value
   columns = {}
   for name, by_step in values.items():
     steps = sorted(by_step)
-    columns[name] = (steps, [by_step[s] for s in steps])
-  return RunLog(columns, lines, damaged, tuple(events))
+    if any(math.isfinite(v) for v in by_step.values()) or kind_of(name) == 'training':
+      columns[name] = (steps, [by_step[s] for s in steps])
+  return RunLog(columns, vectors, frozenset(unreadable), lines, damaged, tuple(events))
 
 
-def _numbers(record: Mapping[str, Any], prefix: str = '') -> list[tuple[str, float]]:
-  """The numeric leaves; a value written as the words NaN or Infinity is a number too."""
+def _leaves(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float | list[float]]]:
+  """The numbers and lists of numbers; null and the words NaN, Infinity are not finite."""
   out = []
   for key, value in record.items():
     name = f'{prefix}{key}'
     if isinstance(value, Mapping):
-      out += _numbers(value, f'{name}/')
-    elif isinstance(value, bool) or name in _POSITION:
+      out += _leaves(value, f'{name}/')
+    elif isinstance(value, bool) or key in _POSITION or key == 'records':
       continue
+    elif value is None:
+      out.append((name, math.nan))
+    elif isinstance(value, list) and value and all(type(v) in (int, float) for v in value):
+      out.append((name, [float(v) for v in value]))
     elif isinstance(value, (int, float)):
       out.append((name, float(value)))
     elif isinstance(value, str) and value.lower() in (
@@ -220,10 +247,13 @@ def _add_notes(out: page.Page, log: RunLog, log_path: pathlib.Path) -> None:
     blocks.append(f'{log_path.name} is missing or empty: nothing was logged yet.')
   if log.damaged:
     blocks.append(f'{log.damaged} of {log.lines} lines of {log_path.name} could not be read.')
+  if log.unreadable:
+    some = ', '.join(map(str, sorted(log.unreadable)[:20]))
+    blocks.append(f'{len(log.unreadable)} records could not be read (zero weight): {some}.')
   bad = [
     f'{name} at step {next(int(s) for s, v in zip(steps, values) if not math.isfinite(v)):,}'
     for name, (steps, values) in log.columns.items()
-    if not all(map(math.isfinite, values))
+    if kind_of(name) in ('training', 'evaluation') and not all(map(math.isfinite, values))
   ]
   if bad:
     blocks.append('Not finite for the first time: ' + ', '.join(bad) + '.')
@@ -252,10 +282,14 @@ def _add_evaluations(out: page.Page, log: RunLog) -> None:
   if not chosen:
     return
   rows = [
-    [name, values[-1], int(steps[-1]), f'{number_text(min(values))} to {number_text(max(values))}']
-    for name, (steps, values) in chosen.items()
+    [n, values[-1], int(steps[-1]), f'{number_text(min(values))} to {number_text(max(values))}']
+    for n, (steps, values) in chosen.items()
   ]
   charts = [page.figure(metric_chart(n, *c, color=1)) for n, c in chosen.items() if len(c[0]) > 1]
+  for name, vector in sorted(log.vectors.items()):
+    if len(vector) > 1:
+      series = figures.Series('', range(len(vector)), vector, color=1)
+      charts.append(figures.line_chart([series], title=f'{name} (newest)', x_label='position'))
   out.add_section(
     'Evaluations',
     page.table(['metric', 'last', 'at step', 'range'], rows),

@@ -1,0 +1,145 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxmm.config import ConfigError
+from jaxmm.studies import verdict
+from jaxmm.studies.verdict import Claim, Criterion, judge
+
+LOSS = Criterion('fewer bits', 'bits', 'crt', 'base', 'below', unit='bits')
+
+
+def runs(**arms):
+  """`{arm: {seed: {metric: value}}}` of one metric, seeds 0, 1, ..."""
+  return {a: {s: {'bits': v} for s, v in enumerate(values)} for a, values in arms.items()}
+
+
+def outcome(criterion, **arms):
+  return judge(Claim('crt', 'It is better.', (criterion,)), runs(**arms))
+
+
+@pytest.mark.parametrize('confidence', [0.8, 0.95, 0.99])
+def test_the_t_interval_is_scipys_paired_one(confidence):
+  rng = np.random.default_rng(1)
+  a, b = rng.normal(size=7), rng.normal(1, 2, size=7)
+  expected = scipy.stats.ttest_rel(a, b).confidence_interval(confidence)
+  np.testing.assert_allclose(verdict.interval(a - b, 't', confidence), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize('seeds', [5, 12])
+def test_the_bootstrap_interval_is_scipys_percentile_one(seeds):
+  values = np.random.default_rng(2).normal(size=seeds)
+  expected = scipy.stats.bootstrap(
+    (values,), np.mean, n_resamples=40_000, method='percentile', rng=np.random.default_rng(3)
+  ).confidence_interval
+  np.testing.assert_allclose(
+    verdict.interval(values, 'bootstrap', 0.95), expected, atol=0.03 * values.std()
+  )
+
+
+def test_clear_wins_on_every_criterion_reproduce_and_one_clear_loss_does_not():
+  better = {'crt': [9.0, 9.1, 8.9], 'base': [10.0, 10.2, 9.8]}
+  assert outcome(LOSS, **better).outcome == verdict.REPRODUCED
+  worse = {'crt': better['base'], 'base': better['crt']}
+  assert outcome(LOSS, **worse).outcome == verdict.NOT_REPRODUCED
+  opposite = Criterion('more bits', 'bits', 'crt', 'base', 'above')
+  both = Claim('crt', 'Both.', (LOSS, opposite))
+  result = judge(both, runs(**better))
+  assert [f.outcome for f in result.findings] == ['holds', 'fails']
+  assert result.outcome == verdict.NOT_REPRODUCED
+
+
+def test_an_interval_that_holds_the_threshold_is_inconclusive():
+  # Differences -1, -1, +0.5: the mean is on the claimed side, the interval is not.
+  result = outcome(LOSS, crt=[9, 9, 10.5], base=[10, 10, 10])
+  assert result.outcome == verdict.INCONCLUSIVE
+  low, high = result.findings[0].low, result.findings[0].high
+  assert low < 0 < high and result.findings[0].estimate < 0
+  assert outcome(LOSS, crt=[10, 10, 10], base=[10, 10, 10]).outcome == verdict.INCONCLUSIVE
+
+
+def test_pairing_matters():
+  # Seeds differ by far more than the arms; only the pairs show the gain.
+  base = [10.0, 20.0, 30.0]
+  assert outcome(LOSS, crt=[9.0, 18.9, 29.1], base=base).outcome == verdict.REPRODUCED
+
+
+def test_a_ratio_is_judged_against_its_threshold_by_the_geometric_mean():
+  ratio = Criterion('perplexity', 'bits', 'crt', 'base', 'above', 0.9, 'ratio')
+  result = outcome(ratio, crt=[95.0, 192.0, 285.0], base=[100.0, 200.0, 300.0])
+  finding = result.findings[0]
+  assert result.outcome == verdict.REPRODUCED
+  np.testing.assert_allclose(finding.estimate, (0.95 * 0.96 * 0.95) ** (1 / 3))
+  np.testing.assert_allclose(finding.observations, [0.95, 0.96, 0.95])
+  logs = np.log(finding.observations)
+  expected = scipy.stats.t.interval(0.95, 2, logs.mean(), scipy.stats.sem(logs))
+  np.testing.assert_allclose([finding.low, finding.high], np.exp(expected), rtol=1e-12)
+  assert outcome(ratio, crt=[50, 51, 50], base=[100, 100, 100]).outcome == verdict.NOT_REPRODUCED
+  with pytest.raises(ConfigError, match='positive'):
+    outcome(ratio, crt=[0, 1, 1], base=[1, 1, 1])
+
+
+def test_two_seeds_decide_nothing_however_clear():
+  result = outcome(LOSS, crt=[1.0, 1.0], base=[10.0, 10.0])
+  assert result.outcome == verdict.INCONCLUSIVE
+  assert result.findings[0].reason == '2 of at least 3 seeds'
+  one = outcome(LOSS, crt=[1.0], base=[10.0])
+  assert math.isnan(one.findings[0].low) and one.findings[0].estimate == -9
+  assert 'nan' in one.text() and one.blocks()
+
+
+def test_a_diverged_run_leaves_the_criterion_open_and_is_named():
+  result = outcome(LOSS, crt=[1.0, math.nan, 1.0], base=[10.0, 10.0, 10.0])
+  assert result.outcome == verdict.INCONCLUSIVE
+  assert 'seeds [1]' in result.findings[0].reason
+  assert json.loads(json.dumps(result.to_json(), allow_nan=False))['findings'][0]['low'] is None
+  assert 'seeds [1]' in ''.join(result.blocks())
+
+
+@pytest.mark.parametrize(
+  'measurements, said',
+  [
+    (runs(base=[1, 2, 3]), "no measurements of arm 'crt'; there are base"),
+    (runs(crt=[1, 2], base=[1, 2, 3]), 'same ones'),
+    ({'crt': {0: {'bits': 1}}, 'base': {0: {'loss': 1}}}, "arm 'base', seed 0 has no 'bits'"),
+  ],
+)
+def test_missing_measurements_are_named(measurements, said):
+  with pytest.raises(ConfigError, match=said.replace('[', r'\[')):
+    judge(Claim('crt', 'It is better.', (LOSS,)), measurements)
+
+
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    ({'claimed': 'lower'}, "'below' or 'above'"),
+    ({'confidence': 95}, r'\(0, 1\)'),
+    ({'compare': 'ratio'}, 'above 0'),
+    ({'test': 'z'}, "'t' or 'bootstrap'"),
+  ],
+)
+def test_a_criterion_refuses_what_it_cannot_judge(change, said):
+  fields = {'name': 'n', 'metric': 'm', 'arm': 'a', 'against': 'b', 'claimed': 'below'} | change
+  with pytest.raises(ConfigError, match=said):
+    Criterion(**fields)
+
+
+def test_a_claim_needs_criteria_and_three_seeds():
+  with pytest.raises(ConfigError, match='no criteria'):
+    Claim('crt', 's', ())
+  with pytest.raises(ConfigError, match='>= 3'):
+    Claim('crt', 's', (LOSS,), min_seeds=2)
+
+
+def test_text_json_and_page_hold_every_number():
+  result = outcome(LOSS, crt=[9.25, 9.1, 8.9], base=[10.0, 10.2, 9.8])
+  text = result.text()
+  assert text.startswith('It is better.') and 'reproduced: 1 of 1 criteria hold' in text
+  stored = result.to_json()
+  assert stored['findings'][0]['arm_values'] == [9.25, 9.1, 8.9]
+  assert stored['claim']['criteria'][0]['threshold'] == 0 and stored['outcome'] == 'reproduced'
+  html = ''.join(result.blocks())
+  assert 'Reproduced' in html and html.count('class="seed"') == 3
