@@ -193,6 +193,9 @@ def _add_sample(verbs):
     'jaxmm sample --run runs/lm --num 64 --guidance 2.0 --output samples.png',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='an image model run')
+  p.add_argument(
+    '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
+  )
   p.add_argument('--num', type=int, default=64)
   p.add_argument('--labels', type=int, nargs='*', help='class ids; default: all in turn')
   p.add_argument('--temperature', type=float, default=1.0)
@@ -214,6 +217,7 @@ def _sample(options) -> int:
       num=options.num,
       labels=options.labels,
       array=options.array,
+      tokenizer=options.tokenizer,
       seed=options.seed,
       temperature=options.temperature,
       top_k=options.top_k,
@@ -277,7 +281,6 @@ def _add_convert(verbs):
   p.add_argument('--format', required=True, choices=['llamagen-vq', 'llamagen-gpt'])
   p.add_argument('--preset', help='VQ-16, VQ-8; B, L, XL, XXL, 3B')
   p.add_argument('--image-size', type=int, default=256, help='default: %(default)s')
-  p.add_argument('--tokenizer', metavar='RUN', help='the tokenizer run an image model decodes with')
   p.add_argument('--input', required=True, help='a .safetensors, .npz or .pt file, or a run')
   p.add_argument('--output', required=True, help='a run directory, or a .safetensors or .npz file')
 
@@ -292,7 +295,6 @@ def _convert(options) -> int:
       options.output,
       preset=options.preset,
       image_size=options.image_size,
-      tokenizer=options.tokenizer,
     )
   )
   return 0

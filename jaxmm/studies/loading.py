@@ -134,11 +134,21 @@ class LoadedImageLm(LoadedRun):
     *,
     seed: int = 0,
     batch: int = 64,
+    tokenizer: str | os.PathLike | None = None,
     **sampling: Any,
   ) -> np.ndarray:
-    """Images uint8 [B, Y, X, C], one for each class id; `sampling` as in `SamplingConfig`."""
+    """Images uint8 [B, Y, X, C], one for each class id; `sampling` as in `SamplingConfig`.
+
+    `tokenizer` is a run directory; None is the tokenizer whose codes the model was trained on.
+    """
+    decoder = load(tokenizer) if tokenizer else self.tokenizer()
+    if decoder.num_codes != self.task.config.num_codes:
+      raise ConfigError(
+        f'the tokenizer in {decoder.directory} has {decoder.num_codes} codes, the model in '
+        f'{self.directory} {self.task.config.num_codes}'
+      )
     ids_BL = self.sample_ids(labels, seed=seed, batch=batch, sampling=SamplingConfig(**sampling))
-    return self.tokenizer().decode(ids_BL, batch=batch)
+    return decoder.decode(ids_BL, batch=batch)
 
 
 def load(
@@ -188,11 +198,12 @@ def tokenizer_of(config: Mapping[str, Any], directory: str | os.PathLike) -> pat
 
   Where the files were moved together, the path relative to the token store still leads there.
   """
-  if config.get('model', {}).get('tokenizer'):
-    return pathlib.Path(config['model']['tokenizer'])
   data = config.get('data', {})
   if data.get('name') != 'tokens':
-    raise ConfigError(f'the run in {directory} was not trained on tokens, so it has no tokenizer')
+    raise ConfigError(
+      f'the run in {directory} names no token store, so its tokenizer is unknown; name it '
+      '(tokenizer=DIR, --tokenizer DIR)'
+    )
   candidates = []
   for base in (pathlib.Path(data['path']), pathlib.Path(directory, data['path'])):
     inner = base / data.get('split', 'train')

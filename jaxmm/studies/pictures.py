@@ -73,6 +73,7 @@ def sample(
   num: int = 64,
   labels: Sequence[int] | None = None,
   array: str | os.PathLike | None = None,
+  tokenizer: str | os.PathLike | None = None,
   seed: int = 0,
   **sampling: Any,
 ) -> str:
@@ -81,7 +82,7 @@ def sample(
   if not isinstance(loaded, loading.LoadedImageLm):
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected an image model')
   classes = list(labels) if labels else list(range(loaded.task.config.num_classes))
-  images = loaded.sample(np.resize(classes, num), seed=seed, **sampling)
+  images = loaded.sample(np.resize(classes, num), seed=seed, tokenizer=tokenizer, **sampling)
   _write_png(tiled(images, int(np.ceil(np.sqrt(num)))), output)
   if array:
     np.savez(array, arr_0=images)

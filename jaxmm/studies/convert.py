@@ -1,0 +1,107 @@
+"""Public checkpoints into run directories, and runs back into the public layouts."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxmm.checkpoint import Checkpoints
+from jaxmm.config import ConfigError
+from jaxmm.interop import llamagen, llamagen_gpt, llamagen_vq
+from jaxmm.models import image_lm
+from jaxmm.studies import loading
+from jaxmm.tokenizers import vqgan_task
+from jaxmm.train.run_config import RunConfig, write_config
+
+FORMATS = ('llamagen-vq', 'llamagen-gpt')
+_VQ_PRESETS = {'VQ-16': 'vq_16', 'VQ-8': 'vq_8'}
+
+
+def run(
+  layout: str,
+  source: str | os.PathLike,
+  output: str | os.PathLike,
+  *,
+  preset: str | None = None,
+  image_size: int = 256,
+) -> str:
+  """Converts in the direction that `source` says: a file comes in, a run directory goes out.
+
+  Args:
+    layout: one of FORMATS.
+    source: a .safetensors, .npz or .pt file, or a run directory.
+    output: a run directory, or a .safetensors or .npz file.
+    preset: for a file: 'VQ-16', 'VQ-8', or 'B', 'L', 'XL', 'XXL', '3B'.
+    image_size: pixels a side of the images the checkpoint was trained on.
+
+  Returns:
+    What was written, in words.
+  """
+  if layout not in FORMATS:
+    raise ConfigError(f'format is {layout!r}, expected one of {", ".join(FORMATS)}')
+  if pathlib.Path(source).is_dir():
+    return _out(layout, source, output)
+  model = _model_settings(layout, preset, image_size)
+  state_dict = llamagen.read_state_dict(source)
+  if layout == 'llamagen-vq':
+    network = vqgan_task.make_task(model).config.network
+    params = {'vqgan': llamagen_vq.from_state_dict(network, state_dict)}
+    task, optimizer = 'jaxmm.tokenizers.vqgan_task', {'generator': {}}
+  else:
+    params = llamagen_gpt.image_lm_from_llamagen(image_lm.config_of(model), state_dict)
+    task, optimizer = 'jaxmm.models.image_lm', {'model': {}}
+  _write_run(pathlib.Path(output), task, model, optimizer, params, str(source))
+  number = sum(x.size for x in jax.tree.leaves(params))
+  return f'{number:,} parameters of {source} as a run in {output}'
+
+
+def _model_settings(layout: str, preset: str | None, image_size: int) -> dict[str, Any]:
+  known = list(_VQ_PRESETS) if layout == 'llamagen-vq' else list(image_lm.PRESETS)
+  if preset not in known:
+    raise ConfigError(f'--preset is {preset!r}, expected one of {", ".join(known)} for {layout}')
+  if layout == 'llamagen-vq':
+    return {
+      'image_size': image_size,
+      'vqgan': _VQ_PRESETS[preset],
+      'perceptual': {'name': 'none'},
+    }
+  if image_size % 16:
+    raise ConfigError(f'--image-size is {image_size}, expected a multiple of 16 (256, 384, 512)')
+  return {'size': preset, 'grid': image_size // 16}
+
+
+def _write_run(
+  directory: pathlib.Path,
+  task: str,
+  model: Mapping[str, Any],
+  optimizer: Mapping[str, Any],
+  params: Mapping[str, Any],
+  source: str,
+) -> None:
+  if (directory / 'config.json').exists():
+    raise ConfigError(f'{directory} is a run directory already; give another --output')
+  directory.mkdir(parents=True, exist_ok=True)
+  config = RunConfig(task=task, steps=1, batch=1, optimizer=optimizer, model=model)
+  # The checkpoint comes first: a directory with a config.json is whole.
+  Checkpoints(directory / 'checkpoints').save(
+    0, {'params': jax.device_put(params)}, {'converted_from': source}, wait=True
+  )
+  write_config(directory, config)
+
+
+def _out(layout: str, source: str | os.PathLike, output: str | os.PathLike) -> str:
+  loaded = loading.load(source)
+  kinds = {'llamagen-vq': loading.LoadedTokenizer, 'llamagen-gpt': loading.LoadedImageLm}
+  if not isinstance(loaded, kinds[layout]):
+    raise ConfigError(f'{source} is a run of {loaded.config["task"]}, which is no {layout}')
+  params = jax.device_get(loaded.variables['params'])
+  if layout == 'llamagen-vq':
+    arrays = llamagen_vq.to_state_dict(loaded.task.config.network, params['vqgan'])
+  else:
+    arrays = llamagen_gpt.image_lm_to_llamagen(loaded.task.config, params)
+  llamagen.write_state_dict(output, arrays)
+  return f'step {loaded.step} of {source} as {output}: {len(arrays)} arrays'
