@@ -74,18 +74,22 @@ class CodeCounts:
     """Number of ids counted."""
     return int(self.count_K.sum())
 
+  @property
   def used(self) -> int:
     """Number of codes that occur."""
     return int(np.count_nonzero(self.count_K))
 
+  @property
   def usage(self) -> float:
     """Share of the codebook that occurs, in [0, 1]; grows with the amount of data counted."""
     return quantizer.usage(self.count_K)
 
+  @property
   def perplexity(self) -> float:
     """exp of the entropy (nats) of the code frequencies: K if all are used alike; 0 of nothing."""
     return quantizer.perplexity(self.count_K)
 
+  @property
   def entropy_bits(self) -> float:
     """Entropy of the code frequencies in bits a position: what an ideal order-0 coder would pay."""
-    return float(np.log2(max(self.perplexity(), 1.0)))
+    return float(np.log2(max(self.perplexity, 1.0)))

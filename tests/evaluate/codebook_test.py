@@ -36,7 +36,7 @@ def test_counts_merge_beyond_what_float32_and_int32_hold():
   large = CodeCounts(np.array([2**33, 2**24, 0, 0], np.int64))
   merged = large.merge(np.array([1, 1, 0, 0], np.int32))
   assert merged.count_K.tolist() == [2**33 + 1, 2**24 + 1, 0, 0]
-  assert merged.total == 2**33 + 2**24 + 2 and merged.used() == 2
+  assert merged.total == 2**33 + 2**24 + 2 and merged.used == 2
   assert merged.merge(CodeCounts.empty(4)).count_K.tolist() == merged.count_K.tolist()
   for wrong in (np.ones(4, np.float32), np.ones(3, np.int32)):
     with pytest.raises(ValueError, match='expected integers of shape'):
@@ -45,10 +45,10 @@ def test_counts_merge_beyond_what_float32_and_int32_hold():
 
 def test_usage_and_perplexity():
   counts = CodeCounts(np.array([3, 3, 3, 0], np.int64))
-  assert counts.usage() == 0.75
-  np.testing.assert_allclose(counts.perplexity(), 3.0)
-  np.testing.assert_allclose(counts.entropy_bits(), np.log2(3))
+  assert counts.usage == 0.75
+  np.testing.assert_allclose(counts.perplexity, 3.0)
+  np.testing.assert_allclose(counts.entropy_bits, np.log2(3))
   # Not the mean over batches: each of these alone has perplexity 1.
   parts = CodeCounts.of([0, 0], 4).merge(CodeCounts.of([1, 1], 4))
-  np.testing.assert_allclose(parts.perplexity(), 2.0)
-  assert CodeCounts.empty(4).perplexity() == 0 and CodeCounts.empty(4).entropy_bits() == 0
+  np.testing.assert_allclose(parts.perplexity, 2.0)
+  assert CodeCounts.empty(4).perplexity == 0 and CodeCounts.empty(4).entropy_bits == 0
