@@ -56,6 +56,7 @@ __all__ = [
 
 # Steps that may be under way on the devices while the host prepares the next one.
 _AHEAD = 1
+_NORMS = ('gradient_norm/', 'update_norm/')
 
 
 class BatchSource(Protocol):
@@ -100,7 +101,7 @@ def train(
   profile: tuple[int, int] | None = None,
   stop_after: int | None = None,
   mesh: Mesh | None = None,
-  echo: Callable[[str], None] = print,
+  echo: Callable[[str], None] | None = None,
 ) -> TrainState:
   """Trains until `config.steps`, resuming by itself from the newest good checkpoint of `workdir`.
 
@@ -115,7 +116,7 @@ def train(
     profile: first and last step to trace, written to `workdir/profile`.
     stop_after: save and return once this many steps (counted from 0) are done.
     mesh: devices; None for all of them, as `config.mesh` says.
-    echo: takes the lines meant for a person; called on process 0 only.
+    echo: takes the lines meant for a person, on process 0; None prints them.
 
   Returns:
     The state after the last step.
@@ -126,7 +127,7 @@ def train(
     Stopped: SIGTERM or SIGINT; saved, exit code 128 + signal.
     CheckpointError: no checkpoint of the directory can be used, or one cannot be written.
   """
-  echo = echo if jax.process_index() == 0 else lambda line: None
+  echo = (echo or _printed) if jax.process_index() == 0 else lambda line: None
   if not isinstance(config, RunConfig):
     config = configs.from_mapping(RunConfig, config, 'the config')
   if profile is not None and not 0 <= profile[0] <= profile[1]:
@@ -143,9 +144,8 @@ def train(
   with StopRequest(echo) as request, contextlib.ExitStack() as stack:
     run = _Run(config, task, batches, eval_batches, directory, mesh, rules, checkpoints, echo)
     run.begin(init_from)
-    run.log = stack.enter_context(
-      contextlib.closing(RunLog(directory, resume_step=run.step, echo=echo))
-    )
+    run.log = stack.enter_context(RunLog(directory, run.step, echo=echo, steps=config.steps))
+    run.echo = run.log.message
     return run.go(request, profile, stop_after)
 
 
@@ -313,10 +313,12 @@ class _Run:
     if self.eval_batches is not None and self.evaluations:
       if is_last or (config.evaluate.every and done % config.evaluate.every == 0):
         self.settle_all()
-        self.evaluate()
+        with self.clock.paused():
+          self.evaluate()
     if is_last or (config.checkpoint.every and done % config.checkpoint.every == 0):
       self.settle_all()
-      self.save(wait=is_last)
+      with self.clock.paused():
+        self.save(wait=is_last)
 
   # What is written.
 
@@ -332,7 +334,9 @@ class _Run:
     return records
 
   def _log_line(self, done: int, position: int, report: steps.Report) -> None:
-    fields = means(self.window.totals) | report.gauges
+    # The progress line shows the first ones: what is minimised, its terms, then the norms.
+    rank = lambda item: (item[0].startswith(_NORMS), item[0] != 'objective', item[0])
+    fields = dict(sorted(means(self.window.totals).items(), key=rank)) | report.gauges
     fields |= {
       'position': position,
       'records': self.batches.record_ids(position).tolist(),
@@ -341,55 +345,51 @@ class _Run:
     self.window = Window()
     self.log.write('train', done, fields, self._timing(done))
 
-  def _timing(self, done: int) -> dict[str, float]:
-    rate = self.clock.rate(done)
+  def _timing(self, done: int) -> dict[str, float | None]:
+    rate, flops = self.clock.rate(done), self.task.step_flops(self.config.batch)
     timing = {
       'steps_per_second': rate,
       'examples_per_second': rate * self.config.batch,
-      'eta_seconds': (self.config.steps - done) / rate if rate else None,
+      'eta_seconds': (self.config.steps - done) / rate,
     }
-    flops, peak = self.task.step_flops(self.config.batch), peak_flops(self.mesh.devices.flat[0])
-    if flops and peak:
-      timing['mfu'] = flops * rate / (peak * self.mesh.size)
-    return timing
+    peak = peak_flops(self.mesh.devices.flat[0]) if flops else None
+    return timing | ({'mfu': flops * rate / (peak * self.mesh.size)} if peak else {})
 
   def evaluate(self) -> None:
     """Every evaluation of the Task over the held-out data, summed exactly, as one log line."""
-    with self.clock.paused():
-      uses_ema = self.state.ema is not None and self.config.evaluate.weights != 'params'
-      variables = {
-        **self.state.extra,
-        'params': self.state.ema if uses_ema else self.state.params,
-      }
-      if self.constants:
-        variables['constants'] = self.constants
-      # The same key at every evaluation, so that two of them differ by the weights alone.
-      key = jax.random.wrap_key_data(self.state.key)
-      totals = {}
-      for number, rows in enumerate(self.eval_batches.once()):
-        if self.config.evaluate.batches is not None and number >= self.config.evaluate.batches:
-          break
-        batch = sharding.global_batch(self.mesh, rows)
-        for name, function in self.evaluations.items():
-          totals = added(totals, function(variables, batch, key), f'{name}/')
-      if not totals:
-        raise ConfigError('the evaluation data gives no batch; check eval_data')
-      fields = means(totals) | {'weights': 'ema' if uses_ema else 'params'}
-      self.log.write('evaluation', self.step, fields, {})
+    uses_ema = self.state.ema is not None and self.config.evaluate.weights != 'params'
+    variables = {
+      **self.state.extra,
+      'params': self.state.ema if uses_ema else self.state.params,
+    }
+    if self.constants:
+      variables['constants'] = self.constants
+    # The same key at every evaluation, so that two of them differ by the weights alone.
+    key = jax.random.wrap_key_data(self.state.key)
+    totals = {}
+    for number, rows in enumerate(self.eval_batches.once()):
+      if self.config.evaluate.batches is not None and number >= self.config.evaluate.batches:
+        break
+      batch = sharding.global_batch(self.mesh, rows)
+      for name, function in self.evaluations.items():
+        totals = added(totals, function(variables, batch, key), f'{name}/')
+    if not totals:
+      raise ConfigError('the evaluation data gives no batch; check eval_data')
+    fields = means(totals) | {'weights': 'ema' if uses_ema else 'params'}
+    self.log.write('evaluate', self.step, fields)
 
   def save(self, wait: bool = False) -> None:
     """A checkpoint of the state, the data position and the window, after the log up to it is on
     disk.
     """
-    with self.clock.paused():
-      self.log.flush()
-      meta = {
-        'position': self.position,
-        'window': self.window.saved(),
-        'config': configs.plain(self.config),
-      }
-      self.checkpoints.save(self.step, self.state, meta, wait=wait)
-      self.last_saved = self.step
+    self.log.flush()  # what is cut back to this step must be there
+    meta = {
+      'position': self.position,
+      'window': self.window.saved(),
+      'config': configs.plain(self.config),
+    }
+    self.checkpoints.save(self.step, self.state, meta, wait=wait)
+    self.last_saved = self.step
 
   def _non_finite(self, step: int, position: int, report: steps.Report) -> NonFiniteError:
     records = self.batches.record_ids(position).tolist()
@@ -408,6 +408,10 @@ class _Run:
       records,
       self.state,
     )
+
+
+def _printed(line: str) -> None:
+  print(line, flush=True)
 
 
 def _mesh_of(config: RunConfig) -> Mesh:

@@ -30,9 +30,7 @@ def means(totals: Totals) -> dict[str, Any]:
 
   def one(total, count):
     total, count = np.broadcast_arrays(total, count)
-    with np.errstate(invalid='ignore', divide='ignore'):
-      mean = np.where(count != 0, total / count, np.nan)
-    return _plain(mean)
+    return _plain(total / np.where(count == 0, 1, count), count)
 
   return {name: one(*pair) for name, pair in sorted(totals.items())}
 
@@ -64,7 +62,7 @@ class Window:
     return {'totals': totals, 'unreadable': self.unreadable}
 
 
-def _plain(value: np.ndarray) -> Any:
-  if value.ndim:
-    return [_plain(v) for v in value]
-  return float(value) if np.isfinite(value) else None
+def _plain(mean: np.ndarray, count: np.ndarray) -> Any:
+  if mean.ndim:
+    return [_plain(m, c) for m, c in zip(mean, count)]
+  return float(mean) if count else None

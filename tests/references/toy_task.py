@@ -48,6 +48,7 @@ class ToyTask(Task):
   width: int = 16
   noise: float = 0.1
   poison: int = -1
+  flops: float = 0.0
 
   def init(self, key, batch):
     return ToyModel(self.width).init(key, batch['x_BLD'])
@@ -106,7 +107,7 @@ class ToyTask(Task):
     return {'held_out': cross_entropy}
 
   def step_flops(self, batch_size):
-    return 6.0 * batch_size * 4 * (8 * self.width + self.width * 10)
+    return self.flops * batch_size
 
 
 def _mask(batch):
