@@ -14,6 +14,7 @@ import functools
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from jaxmm.config import ConfigError
 from jaxmm.data.array_store import ArrayStore
@@ -242,19 +244,19 @@ def _matching_files(path: str, pattern: str) -> list[pathlib.Path]:
 
 
 class TfdsSource:
-  """A TFDS data set with the features `image` and `label`, read without TensorFlow."""
+  """A TFDS data set with the features `image` and `label`, prepared and read without TensorFlow."""
 
   def __init__(self, name: str, split: str, data_dir: str = ''):
     import tensorflow_datasets as tfds
 
     check_split(split)
     try:
-      self._records = tfds.data_source(
-        name,
-        split=split,
-        data_dir=data_dir or None,
-        decoders={'image': tfds.decode.SkipDecoding()},
-      )
+      builder = tfds.builder(name, data_dir=data_dir or None, file_format='array_record')
+      if not builder.is_prepared():
+        _encode_without_tensorflow(builder)
+        builder.download_and_prepare()
+      decoders = {'image': tfds.decode.SkipDecoding()}
+      self._records = builder.as_data_source(split=split, decoders=decoders)
     except Exception as e:  # TFDS raises what its many downloaders raise.
       raise ConfigError(
         f'TFDS cannot give {name!r}, split {split!r}: {type(e).__name__}: {e}. It downloads on '
@@ -277,6 +279,26 @@ class TfdsSource:
 
   def name(self, i: int) -> str:
     return f'{self._of}[{i}]'
+
+
+def _encode_without_tensorflow(builder) -> None:
+  """Lets a data set whose pictures come as arrays be prepared: TFDS encodes those by TensorFlow."""
+  import tensorflow_datasets as tfds
+
+  features = builder.info.features
+  feature = features['image'] if 'image' in features else None
+  if not isinstance(feature, tfds.features.Image):
+    return
+  encode = feature.encode_example
+
+  def encode_example(image):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+      png = io.BytesIO()
+      Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, 'PNG')
+      image = io.BytesIO(png.getvalue())
+    return encode(image)
+
+  feature.encode_example = encode_example
 
 
 class TokenSource:

@@ -70,7 +70,8 @@ def decode_image(image: bytes | np.ndarray, channels: int, convert: bool, name: 
   if picture.mode.startswith('I;16') or picture.mode in ('I', 'F'):
     # PIL clips 16-bit grey to 255 when it converts; the high byte is the picture.
     picture = Image.fromarray((np.asarray(picture).astype(np.int64) >> 8).astype(np.uint8))
-  array = np.asarray(picture.convert('RGB' if channels == 3 else 'L'))
+  mode = 'RGB' if channels == 3 else 'L'
+  array = np.asarray(picture if picture.mode == mode else picture.convert(mode))
   return array.reshape(*array.shape[:2], channels)
 
 

@@ -1,0 +1,90 @@
+"""Sources in memory, of packages and of TFDS."""
+
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmm.config import ConfigError
+from jaxmm.data import sources
+from jaxmm.data.pipeline import DataConfig, make_batches
+from jaxmm.data.sources import ArraySource, Subset, hash_split
+
+
+def test_arrays_are_checked():
+  source = ArraySource(np.zeros((3, 4, 5), np.uint8), [2, 0, 1])
+  assert source[0]['image'].shape == (4, 5, 1) and source.num_classes == 3
+  with pytest.raises(ConfigError, match='uint8'):
+    ArraySource(np.zeros((3, 4, 5, 3), np.float32))
+  with pytest.raises(ConfigError, match='3 images but labels of shape'):
+    ArraySource(np.zeros((3, 4, 5), np.uint8), [1, 2])
+
+
+def test_subsets_of_subsets():
+  source = ArraySource(np.arange(8, dtype=np.uint8).reshape(8, 1, 1), np.arange(8))
+  inner = Subset(Subset(source, [7, 5, 3]), [2, 0])
+  assert [inner[i]['label'] for i in range(2)] == [3, 7] and inner.name(1) == 'arrays[7]'
+  train, test = hash_split(source, 'train', 0.5), hash_split(source, 'test', 0.5)
+  labels = sorted(s[i]['label'] for s in (train, test) for i in range(len(s)))
+  assert labels == list(range(8)) and len(train) not in (0, 8)
+
+
+def test_mnist_without_its_package_says_how_to_install(monkeypatch):
+  sources._mnist5k_arrays.cache_clear()
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ConfigError, match=r"pip install 'jaxmm\[demo\]'"):
+    sources.mnist5k('train')
+  monkeypatch.undo()
+  assert sources.mnist5k('test')[0]['label'] == 0
+
+
+def test_mnist_digits_look_like_digits():
+  source = sources.mnist5k('all')
+  assert source.image_NYXC.shape == (5000, 28, 28, 1)
+  # A nearest-mean classifier only works if pixels and labels belong together.
+  train, test = sources.mnist5k('train'), sources.mnist5k('test')
+  means = np.stack([train.image_NYXC[train.label_N == d].mean(0).ravel() for d in range(10)])
+  flat = test.image_NYXC.reshape(len(test), -1).astype(float)
+  nearest = ((flat[:, None] - means) ** 2).sum(-1).argmin(1)
+  assert (nearest == test.label_N).mean() > 0.75
+
+
+def test_tfds_is_read_without_tensorflow(tmp_path):
+  import tensorflow_datasets as tfds
+
+  class JaxmmTinyPictures(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {
+        'image': tfds.features.Image(shape=(6, 6, 3)),
+        'label': tfds.features.ClassLabel(names=['a', 'b']),
+      }
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples(5), 'test': self._generate_examples(2)}
+
+    def _generate_examples(self, num):
+      for i in range(num):
+        picture = np.full((6, 6, 3), 10 * i, np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, 'PNG')
+        out.seek(0)
+        # Data sets give arrays (as CIFAR-10 does) or files.
+        yield i, {'image': picture if i % 2 else out, 'label': i % 2}
+
+  assert JaxmmTinyPictures.name == 'jaxmm_tiny_pictures'
+  config = DataConfig(name='tfds:jaxmm_tiny_pictures', path=str(tmp_path), image_size=6)
+  batches = make_batches(config, batch_size=5, seed=0)
+  batch = batches.at(0)
+  assert batches.num_records == 5 and batches.num_classes == 2
+  np.testing.assert_array_equal(np.sort(batch['image_BYXC'][:, 0, 0, 0]), [0, 10, 20, 30, 40])
+  np.testing.assert_array_equal(batch['label_B'], batch['image_BYXC'][:, 0, 0, 0] // 10 % 2)
+
+
+def test_tfds_says_what_went_wrong(tmp_path):
+  with pytest.raises(ConfigError, match="TFDS cannot give 'no_such_data'"):
+    sources.tfds_source('tfds:no_such_data', 'train', str(tmp_path))
