@@ -228,14 +228,15 @@ def lpips(
     x = jax.nn.relu(x + conv['bias'].astype(dtype))
     if i in _TAPS:
       j = _TAPS.index(i)
-      unit = _unit_channels(x.astype(jnp.float32))
+      unit = unit_channels(x.astype(jnp.float32))
       square = jnp.square(unit[:B] - unit[B:])
       total_B += jnp.mean(square @ weights[f'head_{j}'], axis=(1, 2))
       x = _pooled(x)
   return total_B
 
 
-def _unit_channels(x: jax.Array) -> jax.Array:
+def unit_channels(x: jax.Array) -> jax.Array:
+  """`x` over its norm along the last axis + 1e-10; zero vectors stay zero, with a zero gradient."""
   square = jnp.sum(x * x, axis=-1, keepdims=True)
   # All channels may be off at a position: the root's gradient there would be infinite.
   norm = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1.0)), 0.0)

@@ -1,0 +1,112 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmm.config import ConfigError
+from jaxmm.tokenizers import crt
+from jaxmm.tokenizers.crt import CausalRegularizer, RegularizerConfig
+
+GRID, L, D = (2, 3), 6, 4
+
+
+def latents(seed, *shape):
+  return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def made(**settings):
+  config = RegularizerConfig(width=16, heads=2, hidden=16, **settings)
+  net = CausalRegularizer(config)
+  params = jax.jit(net.init, static_argnums=2)(jax.random.key(0), jnp.zeros((1, L, D)), GRID)
+  # Larger weights than the initial ones, so that a leak would show.
+  return config, net, jax.tree.map(lambda x: x * 3 + 0.1, nn.unbox(params))
+
+
+@pytest.fixture(scope='module')
+def learned():
+  return made()
+
+
+@pytest.mark.parametrize('start', ['learned', 'skip'])
+def test_no_prediction_sees_its_own_latent_or_a_later_one(start, learned):
+  _, net, params = learned if start == 'learned' else made(start='skip')
+  predict = lambda x: net.apply(params, x[None], GRID)[0]
+  jacobian = jax.jit(jax.jacrev(predict))(latents(1, L, D))  # [predictions, D, latents, D]
+  seen = np.abs(np.asarray(jacobian)).max((1, 3)) > 0
+  first = L - len(seen)
+  assert len(seen) == (L if start == 'learned' else L - 1)
+  for row, sees in enumerate(seen):
+    position = row + first
+    assert sees[:position].all() and not sees[position:].any()
+
+
+def test_the_weight_rises_from_zero_to_lambda():
+  for ramp in ('linear', 'cosine'):
+    config = RegularizerConfig(weight=4.0, ramp_steps=1000, ramp=ramp)
+    at = [float(crt.weight_at(config, jnp.int32(s))) for s in (0, 250, 500, 1000, 5000)]
+    assert at[0] == 0 and at[3] == at[4] == 4 and at[2] == pytest.approx(2)
+    assert at[1] == pytest.approx(1 if ramp == 'linear' else 4 * (0.5 - 0.5 * np.cos(np.pi / 4)))
+  assert crt.weight_at(RegularizerConfig(ramp_steps=0), jnp.int32(0)) == 4
+
+
+def test_errors_by_their_definition():
+  p, x = latents(0, 2, L, D), latents(1, 2, L, D)
+  square = ((p - x) ** 2).astype(np.float64)
+  want = {
+    'mean_square': square.mean((1, 2)),
+    'squared_norm': square.sum(-1).mean(1),
+    'norm': np.sqrt(square.sum(-1)).mean(1),
+  }
+  for loss, value in want.items():
+    config = RegularizerConfig(loss=loss)
+    np.testing.assert_allclose(crt.causal_error(config, p, x), value, rtol=1e-5)
+    grad = jax.grad(lambda p, c=config: crt.causal_error(c, p, x).sum())(x)  # exact hits
+    assert np.isfinite(grad).all()
+  # With start='skip' predictions are those of positions 1 on.
+  shorter = crt.causal_error(RegularizerConfig(), p[:, 1:], x)
+  np.testing.assert_allclose(shorter, square[:, 1:].mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('stop', [False, True])
+def test_the_gradient_reaches_the_latents_and_the_target_only_if_wanted(stop, learned):
+  _, net, params = learned
+  config = RegularizerConfig(width=16, heads=2, hidden=16, stop_grad_target=stop)
+
+  @jax.jit
+  def gradient(x):
+    return jax.grad(lambda x: crt.causal_error(config, net.apply(params, x, GRID), x).sum())(x)
+
+  grad = gradient(latents(1, 1, L, D))[0]
+  assert np.abs(grad[:-1]).min() > 0  # every latent but the last is part of some past
+  assert bool(np.any(grad[-1])) is not stop  # the last one is only ever a target
+
+
+def test_half_precision_inside_leaves_the_loss_in_float32():
+  _, net, params = made(dtype='bfloat16')
+  prediction = jax.jit(net.apply, static_argnums=2)(params, latents(1, 1, L, D), GRID)
+  assert prediction.dtype == jnp.float32
+
+
+def test_diagnostics_tell_constant_latents_from_varied_ones():
+  config = RegularizerConfig()
+  x = latents(0, 2, L, D)
+  x[1] = x[1, :1]  # constant along the raster order
+  out = crt.diagnostics(config, jnp.asarray(x))
+  copied = ((x[0, 1:] - x[0, :-1]) ** 2).mean()
+  np.testing.assert_allclose(out['copy_left'], [copied, 0], rtol=1e-5)
+  np.testing.assert_allclose(out['latent_std'], [x[0].std(0).mean(), 0], rtol=1e-5, atol=1e-6)
+
+
+def test_unusable_settings_are_named():
+  for settings, message in (
+    ({'ramp': 'exp'}, 'regularizer.ramp is'),
+    ({'latent': 'quantized'}, 'regularizer.latent is'),
+    ({'width': 30, 'heads': 2}, 'multiple of 4'),
+    ({'weight': -1.0}, 'regularizer.weight'),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      RegularizerConfig(**settings)
+  _, net, params = made()
+  with pytest.raises(ValueError, match='does not hold 6'):
+    net.apply(params, latents(0, 1, 6, D), (2, 2))
