@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -36,6 +37,16 @@ _ITEM = 'state'  # the name of the arrays within an Orbax checkpoint
 _RECORD = '_CHECKPOINT_METADATA'  # the file in which Orbax keeps what it was given as metadata
 _TEMPORARY = '.orbax-checkpoint-tmp'
 _FORMAT = 1
+
+
+class _Reported(logging.Filter):
+  """Drops the stack of every thread of a failed save; `wait` raises the error that they share."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return '_SignalingThread.run() raised' not in str(record.msg)
+
+
+_REPORTED = _Reported()
 
 
 class CheckpointError(RuntimeError):
@@ -104,6 +115,7 @@ class Checkpoints:
       TypeError: a leaf is no array, or meta no JSON; the message names it.
     """
     self.wait()
+    logging.getLogger('absl').addFilter(_REPORTED)  # the same object again changes nothing
     leaves = _checked_leaves(state)
     text = _json(meta)
     newer = [s for s in self._agreed_steps() if s > step and s not in self._damaged]
@@ -144,16 +156,16 @@ class Checkpoints:
     """
     if self._pending is None:
       return
-    (step, response), self._pending = self._pending, None
+    step, response = self._pending
     try:
-      response.result()
-    except BaseException as error:
+      response.result()  # an interrupt leaves it pending
+    except Exception as error:
+      self._pending, self._swept = None, False
       if jax.process_index() == 0:
         for path in self._directory.glob(f'{step}{_TEMPORARY}*'):
-          _remove(path)  # it holds the space that the older ones may need
-      if not isinstance(error, Exception):
-        raise
+          _remove(path)  # it holds space that is wanted
       raise self._save_error(step, error) from error
+    self._pending = None
     self._damaged.discard(step)
     if jax.process_index() == 0:
       self._prune(step)
@@ -390,14 +402,22 @@ def _context(partial: bool = False, alone: bool = False) -> ocp.Context:
 def _read(path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
   """The named leaves; what goes wrong is damage, except a lack of memory."""
   stored = {n: x for n, x in wanted.items() if x.size}
-  try:
-    with _context(partial=True, alone=True), _without_asyncio_log():
-      tree = ocp.load(path, _nested(stored), checkpointable_name=_ITEM) if stored else {}
-    loaded = _named(tree, arrays=True)
-  except Exception as error:
-    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-      raise
-    raise _Damaged(f'its arrays cannot be read ({_short(error)})') from error
+  loaded, reason = {}, None
+  with _without_echoes():
+    try:
+      with _context(partial=True, alone=True):
+        tree = ocp.load(path, _nested(stored), checkpointable_name=_ITEM) if stored else {}
+      loaded = _named(tree, arrays=True)
+    except Exception as error:
+      if isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
+      ):
+        raise
+      reason = f'its arrays cannot be read ({_short(error)})'
+    if reason:
+      gc.collect()  # which is when the echoes come
+  if reason:
+    raise _Damaged(reason)
 
   def empty(x):
     return jax.make_array_from_callback(x.shape, x.sharding, lambda _: np.zeros(x.shape, x.dtype))
@@ -410,18 +430,19 @@ def _read(path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
 
 
 @contextlib.contextmanager
-def _without_asyncio_log() -> Iterator[None]:
-  """Hides what asyncio says of the reads that fail after the first; the first one is reported."""
-  log = logging.getLogger('asyncio')
+def _without_echoes() -> Iterator[None]:
+  """Hides what asyncio says of the other reads when one has failed; that one is reported."""
+  log, hook = logging.getLogger('asyncio'), sys.unraisablehook
   level = log.level
   log.setLevel(logging.CRITICAL)
+  sys.unraisablehook = lambda _: None
   try:
-    yield
-  except BaseException:
-    gc.collect()  # which is when asyncio speaks
-    raise
+    with warnings.catch_warnings():
+      warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+      yield
   finally:
     log.setLevel(level)
+    sys.unraisablehook = hook
 
 
 def _match(wanted: Mapping[str, Any], table: Mapping[str, Any], path: Any, whole: bool) -> None:
