@@ -93,7 +93,7 @@ class ClassifierOutput:
 def depthwise_conv(x_BYXC: jax.Array, kernel_IJC: jax.Array, stride: int) -> jax.Array:
   """Convolves each channel with its own kernel; 'SAME' padding, of which the odd row is at the end.
 
-  On CPU it is a sum of shifted products, which XLA fuses into one loop over the channels: 10 to 90
+  On CPU it is a sum of shifted products, which XLA fuses into one loop over the channels: 10 to 70
   times as fast as its grouped convolution there (two cores, sizes of this network). Other machines
   use the convolution.
   """
