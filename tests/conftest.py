@@ -1,9 +1,71 @@
-"""Eight fake CPU devices for every test, and nothing that needs an accelerator."""
+"""Eight fake CPU devices for every test, nothing that needs an accelerator, and no silent skips."""
 
 import os
+import pathlib
+
+import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   ).strip()
+
+ALLOWED_SKIPS = pathlib.Path(__file__).parent / 'allowed_skips.txt'
+_skipped: dict[str, str] = {}
+
+
+def pytest_configure():
+  _skipped.clear()
+  _allowed_skips()  # a line that cannot be read must stop the run before it begins
+
+
+def pytest_runtest_logreport(report):
+  _note_skip(report)
+
+
+def pytest_collectreport(report):
+  _note_skip(report)
+
+
+def _note_skip(report):
+  if report.skipped and not hasattr(report, 'wasxfail'):
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    _skipped[report.nodeid] = reason
+
+
+def _allowed_skips() -> dict[str, str]:
+  allowed = {}
+  for number, line in enumerate(ALLOWED_SKIPS.read_text().splitlines(), 1):
+    if not line.strip() or line.startswith('#'):
+      continue
+    nodeid, _, reason = (part.strip() for part in line.partition(' | '))
+    if not reason:
+      raise pytest.UsageError(f'{ALLOWED_SKIPS.name}:{number} has no reason: {line!r}')
+    allowed[nodeid] = reason
+  return allowed
+
+
+def _forbidden_skips() -> dict[str, str]:
+  """Skips that nobody listed, under CI=true only."""
+  if os.environ.get('CI', '').lower() not in ('1', 'true'):
+    return {}
+  allowed = _allowed_skips()
+  return {
+    nodeid: reason
+    for nodeid, reason in _skipped.items()
+    if not any(nodeid == a or nodeid.startswith((a + '::', a + '[')) for a in allowed)
+  }
+
+
+def pytest_sessionfinish(session, exitstatus):
+  if _forbidden_skips() and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+  forbidden = _forbidden_skips()
+  if forbidden:
+    terminalreporter.section('skips that tests/allowed_skips.txt does not list', red=True)
+    for nodeid, reason in sorted(forbidden.items()):
+      terminalreporter.line(f'{nodeid}: {reason}', red=True)

@@ -28,7 +28,7 @@ def test_the_page_shows_losses_evaluations_speed_and_settings(tmp_path):
   html = run_page.write_run_page(run).read_text()
   for said in (
     'Run my run', 'lm on text', '5 of 100', '>loss<', 'terms/recon', 'evaluation/held_out/bits',
-    '0.25', 'by_position', 'timing/steps_per_second', '1 records could not be read', 
+    '0.25', 'by_position', 'timing/steps_per_second', '1 records could not be read',
     'Configuration',
   ):  # fmt: skip
     assert said in html, said
