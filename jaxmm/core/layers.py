@@ -76,20 +76,20 @@ class Dense(nn.Module):
     names: logical axes of the weight, inputs first.
     num_in: how many trailing axes of the input are contracted.
     bias: whether to add one, shaped `features`.
-    init: the weight's initializer; sees the two-dimensional shape (all inputs, all outputs).
+    initializer: of the weight; sees the two-dimensional shape (all inputs, all outputs).
   """
 
   features: Sequence[int]
   names: Sequence[str | None]
   num_in: int = 1
   bias: bool = False
-  init: Callable = nn.initializers.normal(0.02)
+  initializer: Callable = nn.initializers.normal(0.02)
   dtype: str = 'float32'
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = x.shape[x.ndim - self.num_in :] + tuple(self.features)
-    kernel = self.param('kernel', axes.weight(self._init, *self.names), shape)
+    kernel = self.param('kernel', axes.weight(self._drawn, *self.names), shape)
     contracted = (tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in)))
     dtype = jnp.dtype(self.dtype)
     out = jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), (contracted, ((), ())))
@@ -98,10 +98,10 @@ class Dense(nn.Module):
       out = out + self.param('bias', zeros, tuple(self.features)).astype(dtype)
     return out
 
-  def _init(self, key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
+  def _drawn(self, key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
     # Initializers that look at the fan-in must see matrices, not split heads.
     inputs = int(np.prod(shape[: self.num_in]))
-    return self.init(key, (inputs, int(np.prod(shape)) // inputs), dtype).reshape(shape)
+    return self.initializer(key, (inputs, int(np.prod(shape)) // inputs), dtype).reshape(shape)
 
 
 class Embedding(nn.Module):
@@ -109,11 +109,11 @@ class Embedding(nn.Module):
 
   num: int
   width: int
-  init: Callable = nn.initializers.normal(0.02)
+  initializer: Callable = nn.initializers.normal(0.02)
   dtype: str = 'float32'
 
   def setup(self):
-    init = axes.weight(self.init, axes.VOCAB, axes.EMBED)
+    init = axes.weight(self.initializer, axes.VOCAB, axes.EMBED)
     self.table = self.param('table', init, (self.num, self.width))
 
   def __call__(self, ids: jax.Array) -> jax.Array:

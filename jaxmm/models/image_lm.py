@@ -154,7 +154,7 @@ class ImageLm(nn.Module):
     self.stack = transformer.Stack(cfg.stack())
     # A zero head: training starts from the uniform distribution.
     self.head = layers.Dense(
-      (cfg.num_codes,), (axes.EMBED, axes.VOCAB), init=nn.initializers.zeros, dtype=cfg.dtype
+      (cfg.num_codes,), (axes.EMBED, axes.VOCAB), initializer=nn.initializers.zeros, dtype=cfg.dtype
     )
 
   def __call__(
