@@ -16,6 +16,9 @@ from jaxmm.config import ConfigError
 from jaxmm.evaluate.images import FeatureStatistics
 from jaxmm.models.classifier import LITE0, ClassifierConfig, image_features
 
+# Each merge writes a D x D matrix several times, which for few rows costs more than their products.
+_ROWS_AT_ONCE = 1024
+
 
 def feature_statistics(
   images: np.ndarray | batch_job.Pass,
@@ -49,13 +52,15 @@ def feature_statistics(
     image_BYXC = batch['image_BYXC']
     return {'features': image_features(params, image_BYXC, size=size, config=config)}
 
-  total = FeatureStatistics.empty(config.features)
   results = batch_job.outputs(passes, features, variables=params, mesh=mesh, rules=rules)
+  total, held = FeatureStatistics.empty(config.features), []
   for start, result in results:
-    total = total.merge(FeatureStatistics.of(result['features'], result[batch_job.VALID]))
+    held.append(result['features'][result[batch_job.VALID]])
+    if sum(map(len, held)) >= _ROWS_AT_ONCE:
+      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
     if echo:
       echo(f'features: {start + len(result["features"]):,}/{passes.num_records:,} images')
-  return total
+  return total.merge(FeatureStatistics.of(np.concatenate(held))) if held else total
 
 
 class _ArrayPass:
