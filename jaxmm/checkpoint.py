@@ -318,7 +318,7 @@ class Checkpoints:
       record = json.loads((path / _RECORD).read_text())['custom_metadata']
     except Exception as error:
       raise _Damaged(f'its record cannot be read ({_short(error)})') from error
-    if not record or 'content' not in record:
+    if not isinstance(record, dict) or 'content' not in record:
       raise _Damaged('it has no table of digests (half written, or not written by jaxmm)')
     content = record['content']
     if record.get('sha256') != _sha256(content):
@@ -419,13 +419,16 @@ def _read(path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
   if reason:
     raise _Damaged(reason)
 
-  def empty(x):
-    return jax.make_array_from_callback(x.shape, x.sharding, lambda _: np.zeros(x.shape, x.dtype))
-
-  leaves = {n: loaded[n] if x.size else empty(x) for n, x in wanted.items()}
+  leaves = {}
   for name, x in wanted.items():
-    if leaves[name].shape != x.shape or leaves[name].dtype != x.dtype:
-      raise _Damaged(f'{name} is {_described(leaves[name])} on disk, not {_described(x)}')
+    if x.size:
+      leaves[name] = leaf = loaded.get(name)
+      if not isinstance(leaf, jax.Array) or (leaf.shape, leaf.dtype) != (x.shape, x.dtype):
+        raise _Damaged(f'its record says of {name} what is not so')
+    else:
+      leaves[name] = jax.make_array_from_callback(
+        x.shape, x.sharding, lambda _, x=x: np.zeros(x.shape, x.dtype)
+      )
   return leaves
 
 
