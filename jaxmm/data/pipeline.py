@@ -118,8 +118,7 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
   if config.name == 'images':
     return image_files.image_source(config.path, config.split, config.test_fraction, config.labels)
   if config.name == 'array_record':
-    source = sources.ArrayRecordSource(config.path)
-    return sources.hash_split(source, config.split, config.test_fraction)
+    return sources.array_record_source(config.path, config.split, config.test_fraction)
   if config.name == 'tokens':
     return sources.TokenSource(config.path, config.split)
   if config.name == 'text':

@@ -208,6 +208,15 @@ class ArrayRecordSource:
     return f'{self._of}[{i}]'
 
 
+def array_record_source(path: str, split: str, test_fraction: float) -> Source:
+  """The ArrayRecord files of a split: of the folder `path/split` if there is one, else by hash."""
+  check_split(split)
+  inner = pathlib.Path(path, split)
+  if inner.is_dir():
+    return ArrayRecordSource(str(inner))
+  return hash_split(ArrayRecordSource(path), split, test_fraction)
+
+
 def array_record_image(data: bytes) -> Record:
   """The record of `write_array_records`."""
   header, newline, image = data.partition(b'\n')
@@ -255,6 +264,8 @@ class TfdsSource:
       if not builder.is_prepared():
         _encode_without_tensorflow(builder)
         builder.download_and_prepare()
+      if split == 'test' and 'test' not in builder.info.splits:
+        split = 'validation'  # ImageNet, for one, has labels only there
       decoders = {'image': tfds.decode.SkipDecoding()}
       self._records = builder.as_data_source(split=split, decoders=decoders)
     except Exception as e:  # TFDS raises what its many downloaders raise.

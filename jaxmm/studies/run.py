@@ -17,6 +17,7 @@ from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
 from jaxmm.task import Task, TrainState
+from jaxmm.tokenizers import text
 from jaxmm.train import loop
 
 _NOT_THE_TRAINERS = ('task', 'model', 'data', 'eval_data')
@@ -50,13 +51,17 @@ def make_batches(
   section = 'data' if train else 'eval_data'
   if section not in config:
     raise ConfigError(f'the config has no {section}')
+  data = configs.from_mapping(pipeline.DataConfig, configs.plain(config[section]), section)
+  # Data imports no tokenizer; text that wants a trained one gets it here.
+  is_encoded = data.name == 'text' and data.text.tokenizer != 'bytes'
   return pipeline.make_batches(
-    configs.from_mapping(pipeline.DataConfig, configs.plain(config[section]), section),
+    data,
     batch_size=batch or config['batch'],
     seed=config['seed'],
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     train=train,
+    encode=text.load(data.text.tokenizer).encode if is_encoded else None,
   )
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from jaxmm.config import ConfigError, from_mapping
 from jaxmm.data.array_store import ArrayStoreWriter
 from jaxmm.data.pipeline import DataConfig, TooManyBadRecords, make_batches
-from jaxmm.data.sources import ArraySource, write_array_records
+from jaxmm.data.sources import ArraySource, array_record_source, write_array_records
 
 SIZE = 6
 
@@ -271,6 +271,11 @@ def test_array_records_are_read_at_random(tmp_path):
     assert valid == (record != 4)
     np.testing.assert_array_equal(image, _picture(record) if valid else 0)
   np.testing.assert_array_equal(batch['label_B'], batch['record_B'] % 3 * batch['valid_B'])
+  parts = [array_record_source(str(tmp_path), split, 0.5) for split in ('train', 'test')]
+  assert sum(map(len, parts)) == 9 and all(map(len, parts))
+  (tmp_path / 'test').mkdir()
+  write_array_records(tmp_path / 'test' / 'y.array_record', records[:2])
+  assert len(array_record_source(str(tmp_path), 'test', 0.5)) == 2
 
 
 def test_max_records_are_evenly_spaced(folder):
