@@ -3,7 +3,7 @@
     jaxmm train --config experiments/crt/imagenet256.py:crt --workdir GS/crt \
         --config.data.path=IMAGENET --config.model.perceptual.weights=LPIPS.safetensors
     jaxmm tokenize --run GS/crt --views ten --output GS/tokens/train
-    jaxmm train --config experiments/crt/imagenet256.py:XL --workdir GS/crt-xl \
+    jaxmm train --config experiments/crt/imagenet256.py:XL --workdir GS/xl \
         --config.data.path=GS/tokens
 
 Arguments: `crt` (default, 380k iterations), `baseline` (400k: equal training FLOPs), `crt_131k` (the

@@ -77,19 +77,27 @@ def add_stages(study: Study, plan: TwoStage) -> None:
     _add_arm(study, plan, seed, arm)
 
 
+def add_tokenizer(study: Study, config: Mapping[str, Any], seed: int, arm: str) -> str:
+  """Adds the stage that trains a tokenizer, if the study does not have it yet; its name."""
+  name, config = f'seed-{seed}/{arm}/tokenizer', dict(config, seed=seed)
+  if name not in study.stages:
+    study.add(
+      Stage(
+        name,
+        lambda path: train_tokenizer(config, path, study.echo),
+        config,
+        title=f'seed {seed}, arm {arm}: tokenizer',
+        cost=run.make_task(config).step_flops(config['batch']) * config['steps'],
+      )
+    )
+  return name
+
+
 def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
   at, title = f'seed-{seed}/{arm}', f'seed {seed}, arm {arm}'
   tokenizer = dict(plan.tokenizers[arm], seed=seed)
   model = dict(plan.image_model, seed=seed)
-  study.add(
-    Stage(
-      f'{at}/tokenizer',
-      lambda path: train_tokenizer(tokenizer, path, study.echo),
-      tokenizer,
-      title=f'{title}: tokenizer',
-      cost=run.make_task(tokenizer).step_flops(tokenizer['batch']) * tokenizer['steps'],
-    )
-  )
+  add_tokenizer(study, tokenizer, seed, arm)
   study.add(
     Stage(
       f'{at}/tokens',
