@@ -204,12 +204,13 @@ class Order:
     if self.num_records > 4096:
       return self._chain[index]
     epoch, place = divmod(index, self.num_records)
-    if epoch not in self._epochs:
+    order = self._epochs.get(epoch)
+    if order is None:
       start = epoch * self.num_records
       order = np.array([self._chain[start + i] for i in range(self.num_records)])
+      # A new dict, not a changed one: other threads may be reading the old.
       self._epochs = {**{k: v for k, v in self._epochs.items() if k >= epoch - 2}, epoch: order}
-      return int(order[place])
-    return int(self._epochs[epoch][place])
+    return int(order[place])
 
 
 class Batches:
