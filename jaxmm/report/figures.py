@@ -69,7 +69,7 @@ class Interval:
   """An interval against a threshold, on a scale of its own.
 
   Attributes:
-    name: the criterion.
+    name: the criterion, in at most about 65 letters (drawn text does not wrap).
     estimate, low, high: the point and the ends of the interval.
     threshold: where the claimed side begins.
     claimed: 'above' or 'below' the threshold.

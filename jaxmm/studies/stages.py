@@ -64,14 +64,17 @@ class Study:
     """Adds a stage; the stages it names in `after` must have been added before.
 
     Raises:
-      ConfigError: a name that is taken or leaves the study, an unknown stage in `after`, or
-        settings that JSON cannot hold.
+      ConfigError: a name that is taken, leaves the study or lies within another stage's directory,
+        an unknown stage in `after`, or settings that JSON cannot hold.
     """
     if stage.name in self.stages:
       raise ConfigError(f'two stages of the study are called {stage.name!r}')
     parts = pathlib.PurePosixPath(stage.name).parts
     if not parts or stage.name.startswith('/') or '..' in parts:
       raise ConfigError(f'stage name is {stage.name!r}, expected a path within the study')
+    for name in self.stages:
+      if name.startswith(f'{stage.name}/') or stage.name.startswith(f'{name}/'):
+        raise ConfigError(f'stage {stage.name!r} and stage {name!r} lie within one another')
     for name in stage.after:
       if name not in self.stages:
         raise configs.unknown_key(name, list(self.stages) or ['(none yet)'], 'the study')

@@ -105,6 +105,8 @@ def test_two_processes_do_not_share_a_study(tmp_path):
   [
     (Stage('a', dict, {}), "called 'a'"),
     (Stage('../x', dict, {}), 'within the study'),
+    (Stage('a/x', dict, {}), 'within one another'),
+    (Stage('c', dict, {}), 'within one another'),
     (Stage('x', dict, {}, after=('cc/deep',)), 'c/deep'),
     (Stage('x', dict, {'f': np.arange(2)}), 'plain values'),
   ],
