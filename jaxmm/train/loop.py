@@ -258,6 +258,8 @@ class _Run:
     finally:
       tracer.close()
       rows_ahead.close()
+      if jax.process_count() == 1:  # of several, the others may not come to this point
+        self.checkpoints.wait()
     if self.step < last:
       # The processes agreed; one that heard nothing itself leaves as the others do.
       raise Stopped(self.step, request.signum or 15)
@@ -394,14 +396,15 @@ class _Run:
   def _non_finite(self, step: int, position: int, report: steps.Report) -> NonFiniteError:
     records = self.batches.record_ids(position).tolist()
     broken = sorted(name for name, (s, _) in report.sums.items() if not np.isfinite(s).all())
+    self.checkpoints.wait()
     saved = self.checkpoints.steps()
     last_good = f'step {saved[-1]}' if saved else 'none yet'
     return NonFiniteError(
       f'step {step} is not finite ({", ".join(broken)}); the state stays as it was before it. Its '
       f'batch (data position {position}) had the records {_short(records)}. Last checkpoint in '
       f'{self.directory / "checkpoints"}: {last_good}. To go on: run again with a lower learning '
-      'rate or a smaller clip and --accept-config-change; or pass over the batch with '
-      f'--config.skip_batches="({position},)"; or start a new run with '
+      'rate or a smaller clip (and --accept-config-change); or pass over the batch with '
+      f'skip_batches=({position},) in the config; or start a new run with '
       f'--init-from {self.directory}.',
       step,
       position,

@@ -1,0 +1,411 @@
+"""A run ends the same whether it was interrupted or not, and says clearly what it cannot do."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmm import sharding
+from jaxmm.checkpoint import Checkpoints, DamagedCheckpointWarning
+from jaxmm.config import ConfigError
+from jaxmm.train import log, loop
+from tests import multiprocess, train_cases
+from tests.train_cases import CASES, TOY
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# A run in another process: case, workdir, overrides (JSON); `die_at` kills it at that batch.
+SCRIPT = """
+import json, os, signal, sys
+sys.path.insert(0, os.getcwd())
+import jax
+from tests import train_cases
+overrides = json.loads(sys.argv[3])
+die_at = overrides.pop('die_at', None)
+case = train_cases.CASES[sys.argv[1]]
+batches = case.make_batches(jax.process_index(), jax.process_count())
+if die_at is not None:
+  from_step = batches.from_step
+  def dying(step):
+    for number, rows in enumerate(from_step(step), step):
+      if number == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+      yield rows
+  batches.from_step = dying
+print('ready', flush=True)
+from jaxmm.train import loop
+state = loop.train(
+  case.run_config(**overrides), case.make_task(), batches, sys.argv[2],
+  eval_batches=case.make_eval(jax.process_index(), jax.process_count()),
+  echo=lambda line: print(line, flush=True))
+"""
+
+
+def train(
+  case, workdir, mesh_name='one', lines=None, *, task=None, batches=None, config=None, **kw
+):
+  """A run of a case in this process, on one entry of MESHES."""
+  mesh, rules, microbatches = train_cases.make_mesh(mesh_name)
+  name = next(n for n, table in sharding.RULES.items() if table is rules)
+  overrides = dict(rules=name, microbatches=microbatches) | (config or {})
+  return loop.train(
+    case.run_config(**overrides),
+    task or case.make_task(),
+    batches or case.make_batches(0, 1),
+    str(workdir),
+    eval_batches=case.make_eval(0, 1),
+    mesh=mesh,
+    echo=(lines if lines is not None else []).append,
+    **kw,
+  )
+
+
+def spawn(case_name, workdir, **overrides):
+  """The same run in a process of its own, on one device."""
+  env = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=1')
+  args = [sys.executable, '-c', SCRIPT, case_name, str(workdir), json.dumps(overrides)]
+  return subprocess.Popen(
+    args, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+  )
+
+
+def log_of(workdir):
+  """The deterministic part of the log."""
+  return [
+    {k: v for k, v in line.items() if k != 'time'} for line in log.read(workdir / 'log.jsonl')
+  ]
+
+
+def assert_same_state(a, b, **tolerance):
+  """Bit for bit, or within a tolerance."""
+  compare = np.testing.assert_allclose if tolerance else np.testing.assert_array_equal
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+    compare(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path), **tolerance)
+
+
+def assert_same_log(a, b, rtol=1e-5):
+  """Log lines of runs on different machines: the same steps and rows, numbers within rtol."""
+  assert [(x['step'], x['kind'], x.get('records')) for x in a] == [
+    (x['step'], x['kind'], x.get('records')) for x in b
+  ]
+  for x, y in zip(a, b):
+    assert set(x) == set(y)
+    for name, value in x.items():
+      if name == 'unreadable' or isinstance(value, str):
+        assert value == y[name]
+      else:
+        np.testing.assert_allclose(
+          np.asarray(value, float), np.asarray(y[name], float), rtol=rtol, atol=1e-6, err_msg=name
+        )
+
+
+def saved_state(case, workdir):
+  """The newest checkpoint, on one device."""
+  mesh, rules, _ = train_cases.make_mesh('one')
+  return Checkpoints(workdir / 'checkpoints').restore(train_cases.plan(case, mesh, rules).abstract)[
+    0
+  ]
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory):
+  """(workdir, state, echoed lines) of the toy's uninterrupted run on one device."""
+  workdir, lines = tmp_path_factory.mktemp('reference'), []
+  return workdir, train(TOY, workdir, lines=lines), lines
+
+
+def test_plan_is_said_first_and_the_directory_is_complete(reference):
+  workdir, state, lines = reference
+  text = '\n'.join(lines)
+  assert lines.index(next(x for x in lines if 'compiling' in x)) > 4
+  for part in (
+    '20 steps of 16 rows, new, from seed 0',
+    'body 304, frozen 5, head 64',
+    '1 x cpu in 1 process(es)',
+    f'writes: {workdir}',
+  ):
+    assert part in text, text
+  assert {'config.json', 'checkpoints', 'log.jsonl', 'tensorboard'} <= set(os.listdir(workdir))
+  assert json.loads((workdir / 'config.json').read_text())['optimizer']['head']['name'] == 'sgd'
+  assert int(state.step) == 20 and Checkpoints(workdir / 'checkpoints').steps() == [12, 16, 20]
+
+
+def test_log_holds_exact_means_records_and_unreadable_rows(reference):
+  workdir, _, lines = reference
+  records = log_of(workdir)
+  kinds = [(x['step'], x['kind']) for x in records]
+  train_lines = [(s, 'train') for s in (3, 6, 9, 12, 15, 18, 20)]
+  assert kinds == sorted(
+    train_lines + [(10, 'evaluate'), (20, 'evaluate')], key=lambda k: (k[0], k[1] != 'train')
+  )
+  bench = train_cases.Bench(TOY, 'one')
+  sums = [bench.take(step).sums['cross_entropy'] for step in range(3)]
+  mean = float(sum(s for s, _ in sums) / sum(c for _, c in sums))
+  assert records[0]['cross_entropy'] == pytest.approx(mean, rel=1e-6)
+  assert records[0]['records'] == bench.batches.record_ids(2).tolist()
+  unreadable = {r for step in range(3) for r in bench.batches.record_ids(step) if r % 37 == 36}
+  assert set(records[0]['unreadable']) == unreadable and unreadable
+  assert sum('zero weight: toy record 36' in line for line in lines) == 1
+
+
+def test_evaluation_is_exact_over_a_ragged_tail(reference):
+  workdir, state, _ = reference
+  line = [x for x in log_of(workdir) if x['kind'] == 'evaluate'][-1]
+  assert line['weights'] == 'ema'
+  batches = TOY.make_eval(0, 1)
+  total, count = np.zeros(4), np.zeros(4)
+  for rows in batches.once():
+    variables = {'params': state.ema, **state.extra}
+    sums = TOY.make_task().evaluations()['held_out'](variables, rows, None)
+    total, count = (x + np.asarray(y) for x, y in zip((total, count), sums['nll_by_position']))
+  valid = [r for r in range(50) if r % 37 != 36]
+  assert count.sum() == sum(r % 4 + 1 for r in valid)  # 50 records in batches of 16: a ragged tail
+  np.testing.assert_allclose(line['held_out/nll_by_position'], total / count, rtol=1e-5)
+  assert line['held_out/nll'] == pytest.approx(total.sum() / count.sum(), rel=1e-5)
+
+
+def test_a_finished_run_is_left_alone(reference):
+  workdir, state, _ = reference
+  before, lines = (workdir / 'log.jsonl').read_text(), []
+  assert_same_state(train(TOY, workdir, lines=lines), state)
+  assert 'nothing to do' in lines[-1] and (workdir / 'log.jsonl').read_text() == before
+
+
+def test_stopped_between_checkpoints_and_log_lines_it_goes_on_the_same(reference, tmp_path):
+  # 5 and 14 are multiples of neither interval, so the window of the log is half full.
+  train(TOY, tmp_path, stop_after=5)
+  train(TOY, tmp_path, stop_after=14)
+  lines = []
+  assert_same_state(train(TOY, tmp_path, lines=lines), reference[1])
+  assert any('resumes from step 14' in line for line in lines)
+  assert log_of(tmp_path) == log_of(reference[0])
+
+
+def kill_and_resume(case, workdir, steps, **overrides):
+  """Runs until done, killed with SIGKILL when the data of each of `steps` is asked for."""
+  for step in steps:
+    process = spawn(case.name, workdir, die_at=step, **overrides)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, out
+  process = spawn(case.name, workdir, **overrides)
+  out, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, out
+  return out
+
+
+def test_killed_twice_it_ends_bit_identical(reference, tmp_path):
+  out = kill_and_resume(TOY, tmp_path, [6, 17])
+  assert 'resumes from step' in out
+  assert_same_state(saved_state(TOY, tmp_path), reference[1])
+  assert log_of(tmp_path) == log_of(reference[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case_name', list(CASES))
+def test_killed_ten_times_it_ends_bit_identical(case_name, tmp_path):
+  case = CASES[case_name]
+  train(case, tmp_path / 'whole')
+  steps = sorted(random.Random(0).choices(range(case.config['steps']), k=10))
+  kill_and_resume(case, tmp_path / 'killed', steps)
+  assert_same_state(saved_state(case, tmp_path / 'killed'), saved_state(case, tmp_path / 'whole'))
+  assert log_of(tmp_path / 'killed') == log_of(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('mesh_name', ['tensor'])
+def test_resumes_on_another_number_of_devices(reference, tmp_path, mesh_name):
+  train(TOY, tmp_path, stop_after=7)
+  state = train(TOY, tmp_path, mesh_name)
+  assert_same_state(state, reference[1], rtol=1e-5, atol=1e-6)
+  assert_same_log(log_of(tmp_path), log_of(reference[0]))
+
+
+def test_two_processes_train_the_same_and_one_goes_on(reference, tmp_path):
+  overrides = json.dumps(dict(mesh=dict(data=2, fsdp=2), rules='fsdp', steps=20))
+  script = SCRIPT.replace('echo=lambda', 'stop_after=13, echo=lambda')
+  multiprocess.run_processes(2, script, 2, ['toy', str(tmp_path), overrides], timeout=300)
+  assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == 13
+  state = train(TOY, tmp_path)
+  assert_same_state(state, reference[1], rtol=1e-5, atol=1e-6)
+  assert_same_log(log_of(tmp_path), log_of(reference[0]))
+
+
+def test_damaged_newest_checkpoint_is_skipped(reference, tmp_path):
+  train(TOY, tmp_path, stop_after=9)
+  train(TOY, tmp_path, stop_after=12)
+  files = [p for p in (tmp_path / 'checkpoints' / '12').rglob('*') if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+  lines = []
+  with pytest.warns(DamagedCheckpointWarning, match='checkpoints/12 is damaged'):
+    state = train(TOY, tmp_path, lines=lines)
+  assert any('resumes from step 9' in line for line in lines)
+  assert_same_state(state, reference[1])
+  assert log_of(tmp_path) == log_of(reference[0])
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_cleanly(signum, reference, tmp_path):
+  handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+  batches = TOY.make_batches(0, 1)
+  from_step = batches.from_step
+
+  def signalling(step):
+    for number, rows in enumerate(from_step(step), step):
+      if number == 5:
+        os.kill(os.getpid(), signum)
+      yield rows
+
+  batches.from_step = signalling
+  with pytest.raises(loop.Stopped) as stopped:
+    train(TOY, tmp_path, batches=batches)
+  assert stopped.value.code == 128 + signum and stopped.value.step < 10
+  assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
+  assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == stopped.value.step
+  assert_same_state(train(TOY, tmp_path), reference[1])
+  assert log_of(tmp_path) == log_of(reference[0])
+
+
+@pytest.mark.slow
+def test_a_process_told_to_stop_exits_with_128_plus_the_signal(tmp_path):
+  process = spawn('toy', tmp_path, steps=100_000, checkpoint=dict(every=0))
+  while 'first step' not in process.stdout.readline():
+    assert process.poll() is None
+  time.sleep(0.5)
+  process.send_signal(signal.SIGTERM)
+  out, _ = process.communicate(timeout=60)
+  assert process.returncode == 143, out
+  assert Checkpoints(tmp_path / 'checkpoints').steps()
+
+
+@pytest.mark.slow
+def test_processes_agree_on_the_step_at_which_they_stop(tmp_path):
+  # Only process 1 is told.
+  script = SCRIPT.replace(
+    "print('ready'",
+    'import threading\n'
+    'if jax.process_index() == 1:\n'
+    '  threading.Timer(25, os.kill, (os.getpid(), signal.SIGTERM)).start()\n'
+    "print('ready'",
+  ).replace('state = loop.train(', 'try:\n loop.train(')
+  script += "except loop.Stopped as stopped:\n  print('stopped at', stopped.step)\n"
+  overrides = json.dumps(dict(steps=10**6, checkpoint=dict(every=0), evaluate=dict(every=0)))
+  outs = multiprocess.run_processes(2, script, 1, ['toy', str(tmp_path), overrides], timeout=300)
+  steps = {line for out in outs for line in out.splitlines() if line.startswith('stopped at')}
+  assert len(steps) == 1
+  assert steps == {f'stopped at {Checkpoints(tmp_path / "checkpoints").steps()[-1]}'}
+
+
+def test_a_loss_that_is_not_finite_stops_with_what_to_do(tmp_path):
+  batches = TOY.make_batches(0, 1)
+  at, from_step = batches.at, batches.from_step
+  bad = lambda step: at(step) | {'x_BLD': np.full((16, 4, 8), np.inf, np.float32)}
+  batches.from_step = lambda step: (
+    bad(n) if n == 6 else rows for n, rows in enumerate(from_step(step), step)
+  )
+  with pytest.raises(loop.NonFiniteError) as error:
+    train(TOY, tmp_path, batches=batches)
+  assert error.value.step == 6 and error.value.position == 6
+  assert error.value.records == batches.record_ids(6).tolist()
+  for part in (
+    'step 6 is not finite (',
+    'objective',
+    str(batches.record_ids(6).tolist()),
+    'checkpoints: step 4.',
+    'lower learning rate',
+    'skip_batches=(6,)',
+    '--init-from',
+  ):
+    assert part in str(error.value), str(error.value)
+  assert Checkpoints(tmp_path / 'checkpoints').steps() == [4]
+  assert int(error.value.state.step) == 6
+  # As the message says, the run goes on from step 4 without the batch.
+  state = train(TOY, tmp_path, batches=batches, config=dict(skip_batches=(6,)), stop_after=8)
+  assert int(state.step) == 8
+  steps = {x['step']: x for x in log_of(tmp_path) if x['kind'] == 'train'}
+  assert steps[6]['position'] == 5
+  train(TOY, tmp_path, batches=batches, config=dict(skip_batches=(6,)), stop_after=9)
+  assert {x['step']: x for x in log_of(tmp_path)}[9]['position'] == 9
+
+
+def test_a_resumed_run_with_another_config_is_refused(tmp_path):
+  train(TOY, tmp_path, stop_after=2)
+  other = dict(
+    seed=1,
+    steps=30,
+    log=dict(every=5),
+    optimizer={
+      **TOY.config['optimizer'],
+      'head': dict(name='sgd', momentum=0.9, learning_rate=1e-2),
+    },
+  )
+  with pytest.raises(ConfigError) as error:
+    train(TOY, tmp_path, config=other, stop_after=3)
+  for part in (
+    'seed: 0 -> 1',
+    'optimizer.head.learning_rate: 0.001 -> 0.01',
+    '--accept-config-change',
+  ):
+    assert part in str(error.value)
+  assert 'steps' not in str(error.value) and 'log.every' not in str(error.value)
+  lines, other = [], dict(seed=1, log=dict(every=5))
+  state = train(TOY, tmp_path, config=other, stop_after=3, accept_config_change=True, lines=lines)
+  assert int(state.step) == 3
+  assert 'setting changed: seed: 0 -> 1' in lines and 'setting changed: log.every: 3 -> 5' in lines
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+def test_init_from_takes_parameters_and_statistics_and_nothing_else(reference, tmp_path):
+  workdir, state, _ = reference
+  lines = []
+  ours = train(TOY, tmp_path, init_from=str(workdir), stop_after=0, lines=lines)
+  assert_same_state((ours.params, ours.ema), (state.params, state.params))
+  assert_same_state(ours.extra, state.extra)
+  assert int(ours.step) == 0 and any(f'new, from {workdir}' in line for line in lines)
+  assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(ours.opt_state))
+
+
+@pytest.mark.parametrize(
+  'config, message',
+  [
+    (dict(batch=32), 'batch is 32, but the data gives 16 rows'),
+    (dict(mesh=dict(data=3)), 'mesh .*a multiple of 3 devices'),
+    (dict(optimizer=dict(body={})), "label 'head', but the config has no optimizer.head"),
+    (dict(optimizer=dict(body=dict(lr=1))), 'optimizer.body has no key'),
+    (dict(evaluate=dict(evry=1)), "evaluate has no key 'evry'; did you mean every"),
+    (dict(rules='ddp'), "rules is 'ddp'"),
+    (dict(microbatches=3), 'batch is 16, but 8 device groups.*3 microbatches.*use 24'),
+  ],
+)
+def test_a_config_that_cannot_work_is_refused_before_anything_is_compiled(
+  config, message, tmp_path
+):
+  lines = []
+  with pytest.raises((ConfigError, ValueError), match=message):
+    loop.train(
+      {**TOY.config, **config},
+      TOY.make_task(),
+      TOY.make_batches(0, 1),
+      tmp_path,
+      echo=lines.append,
+    )
+  assert not any('compiling' in line for line in lines)
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_first(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    ConfigError, match='workdir is .*file/run.*cannot be written.*Not a directory'
+  ):
+    train(TOY, tmp_path / 'file' / 'run')
+
+
+def test_profile_traces_a_window(tmp_path):
+  train(TOY, tmp_path, stop_after=4, profile=(1, 2))
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
