@@ -6,8 +6,8 @@
     jaxmm train --config experiments/crt/imagenet256.py:XL --workdir GS/xl \
         --config.data.path=GS/tokens
 
-Arguments: `crt` (default, 380k iterations), `baseline` (400k: equal training FLOPs), `crt_131k` (the
-131,072-code tokenizer of CRT_opt, whose wider decoder and longer training the paper does not
+Arguments: `crt` (default, 380k iterations), `baseline` (400k: equal training FLOPs), `crt_131k`
+(the 131,072-code tokenizer of CRT_opt, whose wider decoder and longer training the paper does not
 quantify), and the image models `B`, `L`, `XL`, `XXL`, `3B`.
 
 Where the paper is silent the settings are LlamaGen's: optimizer, adversarial start and weight,
