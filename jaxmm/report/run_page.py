@@ -23,22 +23,12 @@ from jaxmm.report.markup import Html, duration_text, number_text
 # What a logged field's name tells: an evaluation begins so, the machine's hold such words.
 _EVALUATION = re.compile(r'^(eval|evaluation|evaluations|valid|validation|test)(_\w+)?/')
 _MACHINE = re.compile(
-  r'(^|[/_])(seconds?|time|timing|clock|wall|elapsed|eta|per_s|per_second|mfu|utili[sz]ation|memory|bytes|hbm)([/_]|$)'
+  r'(^|[/_])(per_second|time|timing|clock|wall|elapsed|eta|mfu|utili[sz]ation|memory)'
+  r'([/_]|$)|_seconds?$'
 )
-_SCHEDULE = re.compile(
-  r'(learning_rate|^lr|/lr|weight$|ramp|grad_norm|update_norm|param_norm|norm$)'
-)
-_POSITION = {
-  'step',
-  'position',
-  'epoch',
-  'examples',
-  'tokens',
-  'timestamp',
-  'unix_time',
-  'first_index',
-  'seed',
-}
+_SCHEDULE = re.compile(r'(learning_rate|^lr|/lr|weight$|ramp|norm(/|$))')
+# Fields that say where a line stands and measure nothing.
+_POSITION = {'step', 'position', 'records', 'epoch', 'seed', 'at'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +37,7 @@ class RunLog:
 
   Attributes:
     columns: metric -> (steps, values), steps increasing; nested names are joined by '/', those of
-      lines of kind 'evaluation' begin with 'evaluation/'; null is a value that was not finite.
+      lines whose kind begins with 'eval' with 'evaluation/'; null is a value that was not finite.
     vectors: metric -> its newest list of numbers (a loss by position).
     unreadable: ids of records that had zero weight.
     lines: how many lines were read.
@@ -91,7 +81,7 @@ def read_log(path: str | os.PathLike) -> RunLog:
       if not isinstance(step, (int, float)):
         continue
       unreadable.update(record.pop('unreadable', None) or ())
-      prefix = 'evaluation/' if record.get('kind') == 'evaluation' else ''
+      prefix = 'evaluation/' if str(record.get('kind', '')).startswith('eval') else ''
       for name, value in _leaves(record, prefix):
         if isinstance(value, list):
           vectors[name] = value
@@ -112,7 +102,7 @@ def _leaves(record: Mapping[str, Any], prefix: str) -> list[tuple[str, float | l
     name = f'{prefix}{key}'
     if isinstance(value, Mapping):
       out += _leaves(value, f'{name}/')
-    elif isinstance(value, bool) or key in _POSITION or key == 'records':
+    elif isinstance(value, bool) or key in _POSITION:
       continue
     elif value is None:
       out.append((name, math.nan))
@@ -269,7 +259,9 @@ def _add_charts(out: page.Page, heading: str, kind: str, log: RunLog, look_for: 
   if not chosen:
     return
   # The total loss first: it is what one looks for.
-  names = sorted(chosen, key=lambda n: (n.rpartition('/')[2] not in ('loss', 'total'), n))
+  names = sorted(
+    chosen, key=lambda n: (n.rpartition('/')[2] not in ('loss', 'objective', 'total'), n)
+  )
   charts = [
     page.figure(metric_chart(n, *chosen[n]), look_for=look_for if i == 0 else '')
     for i, n in enumerate(names)
@@ -288,7 +280,7 @@ def _add_evaluations(out: page.Page, log: RunLog) -> None:
   charts = [page.figure(metric_chart(n, *c, color=1)) for n, c in chosen.items() if len(c[0]) > 1]
   for name, vector in sorted(log.vectors.items()):
     if len(vector) > 1:
-      series = figures.Series('', range(len(vector)), vector, color=1)
+      series = figures.thinned(figures.Series('', range(len(vector)), vector, color=1))
       charts.append(figures.line_chart([series], title=f'{name} (newest)', x_label='position'))
   out.add_section(
     'Evaluations',

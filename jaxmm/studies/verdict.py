@@ -144,7 +144,7 @@ class Verdict:
     seeds = ', '.join(str(s) for s in self.findings[0].seeds)
     return (
       f'{count["holds"]} of {len(self.findings)} criteria hold, {count["fails"]} fail, '
-      f'{count["open"]} are open (seeds {seeds}).'
+      f'{count["open"]} stay open (seeds {seeds}).'
     )
 
   def to_json(self) -> dict[str, Any]:
@@ -310,7 +310,9 @@ def _spread(values: Sequence[float]) -> str:
 def _interval(finding: Finding) -> figures.Interval:
   c = finding.criterion
   sign = '/' if c.compare == 'ratio' else '−'
-  detail = f'{c.metric}: {c.arm} {sign} {c.against}' + f', {c.unit}' * bool(c.unit)
+  detail = f'{c.metric}: {c.arm} {sign} {c.against}' + f', {c.unit}' * (
+    c.unit not in ('', c.metric)
+  )
   return figures.Interval(
     c.name, finding.estimate, finding.low, finding.high, c.threshold, c.claimed,
     finding.observations, finding.outcome, detail,

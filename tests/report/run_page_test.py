@@ -21,7 +21,7 @@ def test_the_page_shows_losses_evaluations_speed_and_settings(tmp_path):
      'unreadable': [7] if s == 2 else [], 'timing': {'steps_per_second': 9.0, 'eta_seconds': None}}
     for s in range(1, 6)
   ]  # fmt: skip
-  lines += [{'kind': 'evaluation', 'step': 5, 'held_out/bits': 0.25, 'by_position': [3, 2, 1]}]
+  lines += [{'kind': 'evaluate', 'step': 5, 'held_out/bits': 0.25, 'by_position': [3, 2, 1]}]
   run = write_run(
     tmp_path / 'my run', lines, task='jaxmm.models.lm', steps=100, data={'name': 'text'}
   )
@@ -58,7 +58,8 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
   [
     ('loss', 'training'), ('terms/commitment', 'training'), ('evaluation/bits', 'evaluation'),
     ('eval/psnr', 'evaluation'), ('timing/mfu', 'machine'), ('steps_per_second', 'machine'),
-    ('learning_rate/generator', 'schedule'), ('grad_norm', 'schedule'),
+    ('learning_rate/generator', 'schedule'), ('grad_norm', 'schedule'), ('norm/generator', 'schedule'),
+    ('second', 'training'),
   ],
 )  # fmt: skip
 def test_fields_are_sorted_by_what_their_names_say(name, kind):
