@@ -131,7 +131,9 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
       config.max_bad_fraction,
     )
   if sources.is_tfds_name(config.name):
-    return sources.tfds_source(config.name, config.split, config.path)
+    from jaxmm.data.tfds_source import TfdsSource  # seconds to import, for those who use it
+
+    return TfdsSource(config.name, config.split, config.path)
   raise sources.unknown_name(config.name)
 
 

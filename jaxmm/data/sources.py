@@ -14,7 +14,6 @@ import functools
 import gzip
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import pathlib
@@ -22,7 +21,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from jaxmm.config import ConfigError
 from jaxmm.data.array_store import ArrayStore
@@ -252,66 +250,6 @@ def _matching_files(path: str, pattern: str) -> list[pathlib.Path]:
   return files
 
 
-class TfdsSource:
-  """A TFDS data set with the features `image` and `label`, prepared and read without TensorFlow."""
-
-  def __init__(self, name: str, split: str, data_dir: str = ''):
-    import tensorflow_datasets as tfds
-
-    check_split(split)
-    try:
-      builder = tfds.builder(name, data_dir=data_dir or None, file_format='array_record')
-      if not builder.is_prepared():
-        _encode_without_tensorflow(builder)
-        builder.download_and_prepare()
-      if split == 'test' and 'test' not in builder.info.splits:
-        split = 'validation'  # ImageNet, for one, has labels only there
-      decoders = {'image': tfds.decode.SkipDecoding()}
-      self._records = builder.as_data_source(split=split, decoders=decoders)
-    except Exception as e:  # TFDS raises what its many downloaders raise.
-      raise ConfigError(
-        f'TFDS cannot give {name!r}, split {split!r}: {type(e).__name__}: {e}. It downloads on '
-        'first use (a network is needed) and prepares some data sets only where TensorFlow is '
-        f'installed; `tfds build {name} --file_format=array_record` prepares one anywhere, and '
-        'data.path names the directory that holds it'
-      ) from e
-    features = self._records.dataset_info.features
-    if 'image' not in features:
-      raise ConfigError(f'TFDS {name!r} has no feature "image", it has {sorted(features)}')
-    self.num_classes = features['label'].num_classes if 'label' in features else None
-    self._of = f'tfds:{name}/{split}'
-
-  def __len__(self) -> int:
-    return len(self._records)
-
-  def __getitem__(self, i: int) -> Record:
-    record = self._records[i]
-    return {'image': record['image'], 'label': int(record.get('label', 0))}
-
-  def name(self, i: int) -> str:
-    return f'{self._of}[{i}]'
-
-
-def _encode_without_tensorflow(builder) -> None:
-  """Lets a data set whose pictures come as arrays be prepared: TFDS encodes those by TensorFlow."""
-  import tensorflow_datasets as tfds
-
-  features = builder.info.features
-  feature = features['image'] if 'image' in features else None
-  if not isinstance(feature, tfds.features.Image):
-    return
-  encode = feature.encode_example
-
-  def encode_example(image):
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-      png = io.BytesIO()
-      Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, 'PNG')
-      image = io.BytesIO(png.getvalue())
-    return encode(image)
-
-  feature.encode_example = encode_example
-
-
 class TokenSource:
   """Precomputed codes: an array store with `codes` [L] or [views, L] and `label` a row.
 
@@ -369,12 +307,8 @@ def unknown_name(name: str) -> ConfigError:
 
 
 def is_tfds_name(name: str) -> bool:
+  """Whether TFDS knows the name, or is asked for aloud (`tfds:cifar10`)."""
   return name.startswith('tfds:') or name.partition('/')[0] in _tfds_names()
-
-
-def tfds_source(name: str, split: str, data_dir: str = '') -> TfdsSource:
-  """`cifar10` or `tfds:cifar10`; a configuration follows a slash, as in TFDS."""
-  return TfdsSource(name.removeprefix('tfds:'), split, data_dir)
 
 
 @functools.lru_cache(maxsize=1)

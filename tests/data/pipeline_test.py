@@ -123,14 +123,17 @@ def test_examples_are_flipped_by_their_index_and_never_in_evaluation():
   source = _arrays()
   config = DataConfig(name='arrays', image_size=SIZE, crop='none', flip=True)
   train = _batches(config, source=source)
-  flipped = []
+  flipped, of_record = [], collections.defaultdict(set)
   for step in range(8):
     batch = train.at(step)
     for image, record in zip(batch['image_BYXC'], batch['record_B'], strict=True):
       plain = source.image_NYXC[record]
       flipped.append(np.array_equal(image, plain[:, ::-1]))
       assert flipped[-1] or np.array_equal(image, plain)
+      of_record[int(record)].add(flipped[-1])
   assert 10 < sum(flipped) < 54
+  # Another epoch is another draw.
+  assert sum(len(both) == 2 for both in of_record.values()) > 5
   evaluation = _batches(config, source=source, train=False).at(1)
   np.testing.assert_array_equal(evaluation['record_B'], np.arange(8, 16))
   np.testing.assert_array_equal(evaluation['image_BYXC'], source.image_NYXC[8:16])

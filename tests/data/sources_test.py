@@ -1,15 +1,12 @@
 """Sources in memory, of packages and of TFDS."""
 
 import importlib.util
-import io
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jaxmm.config import ConfigError
 from jaxmm.data import sources
-from jaxmm.data.pipeline import DataConfig, make_batches
 from jaxmm.data.sources import ArraySource, Subset, hash_split
 
 
@@ -49,42 +46,3 @@ def test_mnist_digits_look_like_digits():
   flat = test.image_NYXC.reshape(len(test), -1).astype(float)
   nearest = ((flat[:, None] - means) ** 2).sum(-1).argmin(1)
   assert (nearest == test.label_N).mean() > 0.75
-
-
-def test_tfds_is_read_without_tensorflow(tmp_path):
-  import tensorflow_datasets as tfds
-
-  class JaxmmTinyPictures(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-      features = {
-        'image': tfds.features.Image(shape=(6, 6, 3)),
-        'label': tfds.features.ClassLabel(names=['a', 'b']),
-      }
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-      return {'train': self._generate_examples(5), 'test': self._generate_examples(2)}
-
-    def _generate_examples(self, num):
-      for i in range(num):
-        picture = np.full((6, 6, 3), 10 * i, np.uint8)
-        out = io.BytesIO()
-        Image.fromarray(picture).save(out, 'PNG')
-        out.seek(0)
-        # Data sets give arrays (as CIFAR-10 does) or files.
-        yield i, {'image': picture if i % 2 else out, 'label': i % 2}
-
-  assert JaxmmTinyPictures.name == 'jaxmm_tiny_pictures'
-  config = DataConfig(name='tfds:jaxmm_tiny_pictures', path=str(tmp_path), image_size=6)
-  batches = make_batches(config, batch_size=5, seed=0)
-  batch = batches.at(0)
-  assert batches.num_records == 5 and batches.num_classes == 2
-  np.testing.assert_array_equal(np.sort(batch['image_BYXC'][:, 0, 0, 0]), [0, 10, 20, 30, 40])
-  np.testing.assert_array_equal(batch['label_B'], batch['image_BYXC'][:, 0, 0, 0] // 10 % 2)
-
-
-def test_tfds_says_what_went_wrong(tmp_path):
-  with pytest.raises(ConfigError, match="TFDS cannot give 'no_such_data'"):
-    sources.tfds_source('tfds:no_such_data', 'train', str(tmp_path))

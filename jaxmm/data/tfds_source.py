@@ -1,0 +1,114 @@
+"""TFDS data sets, downloaded, prepared and read without TensorFlow.
+
+Reading needs none (TFDS's `data_source`). Preparing calls it for two things only in most picture
+sets: to open files and to encode arrays as PNG. Where TensorFlow is not installed both are done
+here while a set is prepared; a set that wants more of it says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import sys
+import types
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from jaxmm.config import ConfigError
+from jaxmm.data.sources import Record, check_split
+
+
+class TfdsSource:
+  """A TFDS data set with the features `image` and `label`.
+
+  Args:
+    name: `cifar10` or `tfds:cifar10`; a configuration follows a slash, as in TFDS.
+    split: 'train', 'test' ('validation' where there is no test) or 'all'.
+    data_dir: where TFDS keeps it; '' for its default.
+
+  Raises:
+    ConfigError: TFDS cannot download, prepare or read it.
+  """
+
+  def __init__(self, name: str, split: str, data_dir: str = ''):
+    check_split(split)
+    name = name.removeprefix('tfds:')
+    try:
+      builder = tfds.builder(name, data_dir=data_dir or None, file_format='array_record')
+      if not builder.is_prepared():
+        with _no_tensorflow(builder):
+          builder.download_and_prepare()
+      if split == 'test' and 'test' not in builder.info.splits:
+        split = 'validation'  # ImageNet, for one, has labels only there
+      decoders = {'image': tfds.decode.SkipDecoding()}
+      self._records = builder.as_data_source(split=split, decoders=decoders)
+    except Exception as e:  # TFDS raises what its many downloaders raise.
+      raise ConfigError(
+        f'TFDS cannot give {name!r}, split {split!r}: {type(e).__name__}: {e}. It downloads on '
+        'first use (a network is needed) and prepares some data sets only where TensorFlow is '
+        f'installed; `tfds build {name} --file_format=array_record` prepares one anywhere, and '
+        'data.path names the directory that holds it'
+      ) from e
+    features = self._records.dataset_info.features
+    if 'image' not in features:
+      raise ConfigError(f'TFDS {name!r} has no feature "image", it has {sorted(features)}')
+    self.num_classes = features['label'].num_classes if 'label' in features else None
+    self._of = f'tfds:{name}/{split}'
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, i: int) -> Record:
+    record = self._records[i]
+    return {'image': record['image'], 'label': int(record.get('label', 0))}
+
+  def name(self, i: int) -> str:
+    return f'{self._of}[{i}]'
+
+
+@contextlib.contextmanager
+def _no_tensorflow(builder):
+  """Stands in for an absent TensorFlow in the modules that download and prepare `builder`."""
+  if importlib.util.find_spec('tensorflow') is not None:
+    yield
+    return
+  _encode_by_pillow(builder)
+  prefix = 'tensorflow_datasets.core.download.'
+  names = (type(builder).__module__, f'{prefix}extractor', f'{prefix}downloader')
+  modules = [sys.modules[n] for n in names if hasattr(sys.modules.get(n), 'tf')]
+  before = [module.tf for module in modules]
+  files = types.SimpleNamespace(GFile=lambda path, mode='r': open(os.fspath(path), mode))
+  stand_in = types.SimpleNamespace(
+    io=types.SimpleNamespace(gfile=files),
+    compat=types.SimpleNamespace(as_text=os.fsdecode),
+    errors=types.SimpleNamespace(UnimplementedError=NotImplementedError),
+  )
+  try:
+    for module in modules:
+      module.tf = stand_in
+    yield
+  finally:
+    for module, tf in zip(modules, before, strict=True):
+      module.tf = tf
+
+
+def _encode_by_pillow(builder) -> None:
+  """Pictures that come as arrays are handed to TFDS as PNG files."""
+  features = builder.info.features
+  feature = features['image'] if 'image' in features else None
+  if not isinstance(feature, tfds.features.Image):
+    return
+  encode = feature.encode_example
+
+  def encode_example(image):
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+      png = io.BytesIO()
+      Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(png, 'PNG')
+      image = io.BytesIO(png.getvalue())
+    return encode(image)
+
+  feature.encode_example = encode_example

@@ -1,0 +1,96 @@
+"""TFDS data sets without TensorFlow: one made here, and CIFAR-10's own builder on small files."""
+
+import functools
+import http.server
+import io
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.image_classification import cifar
+
+from jaxmm.config import ConfigError
+from jaxmm.data.pipeline import DataConfig, make_batches
+from jaxmm.data.tfds_source import TfdsSource
+
+
+def test_tfds_is_read_without_tensorflow(tmp_path):
+  class JaxmmTinyPictures(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {
+        'image': tfds.features.Image(shape=(6, 6, 3)),
+        'label': tfds.features.ClassLabel(names=['a', 'b']),
+      }
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+      return {'train': self._generate_examples(5), 'test': self._generate_examples(2)}
+
+    def _generate_examples(self, num):
+      for i in range(num):
+        picture = np.full((6, 6, 3), 10 * i, np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, 'PNG')
+        out.seek(0)
+        # Data sets give arrays (as CIFAR-10 does) or files.
+        yield i, {'image': picture if i % 2 else out, 'label': i % 2}
+
+  assert JaxmmTinyPictures.name == 'jaxmm_tiny_pictures'
+  config = DataConfig(name='tfds:jaxmm_tiny_pictures', path=str(tmp_path), image_size=6)
+  batches = make_batches(config, batch_size=5, seed=0)
+  batch = batches.at(0)
+  assert batches.num_records == 5 and batches.num_classes == 2
+  np.testing.assert_array_equal(np.sort(batch['image_BYXC'][:, 0, 0, 0]), [0, 10, 20, 30, 40])
+  np.testing.assert_array_equal(batch['label_B'], batch['image_BYXC'][:, 0, 0, 0] // 10 % 2)
+
+
+def test_tfds_says_what_went_wrong(tmp_path):
+  with pytest.raises(ConfigError, match="TFDS cannot give 'no_such_data'"):
+    TfdsSource('tfds:no_such_data', 'train', str(tmp_path))
+
+
+@pytest.fixture
+def server(tmp_path):
+  """A web server on this machine with an archive laid out like CIFAR-10's."""
+  rng = np.random.default_rng(0)
+  pictures = rng.integers(0, 256, (6, 3, 32, 32), np.uint8)
+  files = {f'data_batch_{i}.bin': bytes([i]) + pictures[i - 1].tobytes() for i in range(1, 6)}
+  files |= {'test_batch.bin': bytes([9]) + pictures[5].tobytes()}
+  files |= {'batches.meta.txt': '\n'.join(f'class{i}' for i in range(10)).encode()}
+  (tmp_path / 'served').mkdir()
+  with tarfile.open(tmp_path / 'served' / 'cifar.tar.gz', 'w:gz') as archive:
+    for name, data in files.items():
+      info = tarfile.TarInfo(f'cifar-10-batches-bin/{name}')
+      info.size = len(data)
+      archive.addfile(info, io.BytesIO(data))
+  handler = functools.partial(_Quiet, directory=str(tmp_path / 'served'))
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as running:
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{running.server_port}/cifar.tar.gz', pictures
+    running.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *args):
+    pass
+
+
+def test_cifar10_is_downloaded_and_prepared(server, tmp_path, monkeypatch):
+  url, pictures = server
+  for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
+    monkeypatch.delenv(name, raising=False)
+  info = tfds.builder('cifar10', data_dir=str(tmp_path))._cifar_info._replace(url=url)
+  monkeypatch.setattr(cifar.Cifar10, '_cifar_info', property(lambda self: info))
+  config = DataConfig(name='cifar10', path=str(tmp_path / 'data'), image_size=32, crop='none')
+  batches = make_batches(config, batch_size=5, seed=0)
+  batch = batches.at(0)
+  assert batches.num_records == 5 and batches.num_classes == 10
+  for image, label in zip(batch['image_BYXC'], batch['label_B'], strict=True):
+    np.testing.assert_array_equal(image, pictures[label - 1].transpose(1, 2, 0))
+  test = TfdsSource('cifar10', 'test', str(tmp_path / 'data'))
+  assert len(test) == 1 and test[0]['label'] == 9
