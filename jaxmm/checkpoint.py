@@ -12,7 +12,6 @@ A checkpoint is the directory `DIRECTORY/<step>`. A leaf is called by the path o
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gc
 import hashlib
 import json
@@ -31,7 +30,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from jaxmm.core import digest
+from jaxmm.core import digest, leaf_names
 
 _ITEM = 'state'  # the name of the arrays within an Orbax checkpoint
 _RECORD = '_CHECKPOINT_METADATA'  # the file in which Orbax keeps what it was given as metadata
@@ -116,7 +115,7 @@ class Checkpoints:
     """
     self.wait()
     logging.getLogger('absl').addFilter(_REPORTED)  # the same object again changes nothing
-    leaves = _checked_leaves(state)
+    leaves = leaf_names.savable_leaves(state)
     text = _json(meta)
     newer = [s for s in self._agreed_steps() if s > step and s not in self._damaged]
     if newer:
@@ -124,7 +123,7 @@ class Checkpoints:
         f'{self._directory} holds checkpoints of later steps ({_listed(newer)}) than the {step} to '
         'be saved; a resumed run would take those. Move them away or save into another directory'
       )
-    digests = _summed(digest.local_digests(list(leaves.values())))
+    digests = digest.whole(digest.local_digests(list(leaves.values())))
     table = {
       name: {'shape': list(x.shape), 'dtype': str(x.dtype), 'digest': f'{d:016x}'}
       for (name, x), d in zip(leaves.items(), digests)
@@ -137,7 +136,7 @@ class Checkpoints:
       with _context():
         response = ocp.save_checkpointables_async(
           self._directory / str(step),
-          {_ITEM: _nested({n: x for n, x in leaves.items() if x.size})},
+          {_ITEM: leaf_names.nested({n: x for n, x in leaves.items() if x.size})},
           overwrite=True,
           custom_metadata={'content': content, 'sha256': _sha256(content)},
         )
@@ -197,7 +196,7 @@ class Checkpoints:
     if step is None:
       self._warn_of_unfinished()
     return self._restored(
-      _named(abstract_state), jax.tree.structure(abstract_state), step, whole=True
+      leaf_names.named_leaves(abstract_state), jax.tree.structure(abstract_state), step, whole=True
     )
 
   def restore_partial(
@@ -212,7 +211,7 @@ class Checkpoints:
     Raises:
       CheckpointError: as in `restore`, and when there is no checkpoint.
     """
-    named = _named(abstract_subtree, prefix)
+    named = leaf_names.named_leaves(abstract_subtree, prefix)
     out = self._restored(named, jax.tree.structure(abstract_subtree), step, whole=False)
     if out is None:
       raise CheckpointError(f'there is no checkpoint in {self._directory}')
@@ -237,7 +236,9 @@ class Checkpoints:
         f'checkpoint {self._directory} has nothing below {"/".join(prefix)!r}; it has '
         + ', '.join(dict.fromkeys(n.split('/')[0] for n in shapes))
       )
-    tree, meta, found = self.restore_partial(_nested(wanted) if wanted else {}, *prefix, step=step)
+    tree, meta, found = self.restore_partial(
+      leaf_names.nested(wanted) if wanted else {}, *prefix, step=step
+    )
     return jax.tree.map(np.asarray, tree), meta, found
 
   def metadata(self, step: int) -> Metadata:
@@ -299,10 +300,15 @@ class Checkpoints:
     path = self._directory / str(step)
     content = _together(lambda: self._content(step))
     table = content['leaves']
-    _match(wanted, table, path, whole)
+    problems = leaf_names.mismatches(wanted, table, whole)
+    if problems:
+      more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
+      raise CheckpointError(
+        f'checkpoint {path} is not of this model: ' + '; '.join(problems[:5]) + more
+      )
     leaves = _together(lambda: _read(path, wanted))
     for (name, x), found in zip(
-      leaves.items(), _summed(digest.local_digests(list(leaves.values()), every_replica=True))
+      leaves.items(), digest.whole(digest.local_digests(list(leaves.values()), every_replica=True))
     ):
       if found != int(table[name]['digest'], 16) * digest.replica_weight(x) % 2**64:
         raise _Damaged(f'the digest of {name} is not the saved one')
@@ -406,12 +412,13 @@ def _read(path: epath.Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[
   with _without_echoes():
     try:
       with _context(partial=True, alone=True):
-        tree = ocp.load(path, _nested(stored), checkpointable_name=_ITEM) if stored else {}
-      loaded = _named(tree, arrays=True)
+        tree = (
+          ocp.load(path, leaf_names.nested(stored), checkpointable_name=_ITEM) if stored else {}
+        )
+      loaded = leaf_names.named_leaves(tree, arrays=True)
     except Exception as error:
-      if isinstance(error, MemoryError) or (
-        isinstance(error, jax.errors.JaxRuntimeError) and 'RESOURCE_EXHAUSTED' in str(error)
-      ):
+      of_device = isinstance(error, jax.errors.JaxRuntimeError)
+      if isinstance(error, MemoryError) or (of_device and 'RESOURCE_EXHAUSTED' in str(error)):
         raise
       reason = f'its arrays cannot be read ({_short(error)})'
     if reason:
@@ -448,26 +455,6 @@ def _without_echoes() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
-def _match(wanted: Mapping[str, Any], table: Mapping[str, Any], path: Any, whole: bool) -> None:
-  """The state asked for is the state that was saved, or an error that names where not."""
-  problems = []
-  for name, x in wanted.items():
-    if name not in table:
-      near = difflib.get_close_matches(name, list(table), 2, 0.6)
-      problems.append(f'it has no {name}' + (f' (but {" and ".join(near)})' if near else ''))
-      continue
-    shape, dtype = tuple(table[name]['shape']), table[name]['dtype']
-    if shape != tuple(x.shape) or dtype != str(x.dtype):
-      problems.append(f'{name} is {dtype}{list(shape)}, expected {_described(x)}')
-  if whole:
-    problems += [f'its {name} has no place in the state' for name in table if name not in wanted]
-  if problems:
-    more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
-    raise CheckpointError(
-      f'checkpoint {path} is not of this model: ' + '; '.join(problems[:5]) + more
-    )
-
-
 def _together(read: Callable[[], Any]) -> Any:
   """`read()`, which raises _Damaged in all processes if it does in one."""
   result, damage = None, None
@@ -484,87 +471,13 @@ def _together(read: Callable[[], Any]) -> Any:
   return result
 
 
-# Leaves and their names.
-
-
-def _named(tree: Any, prefix: tuple[str, ...] = (), arrays: bool = False) -> dict[str, Any]:
-  """`{'a/b': leaf}`, in the order of the tree's leaves; abstract ones with a sharding each."""
-  out = {}
-  for path, x in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    keys = [*prefix, *(jax.tree_util.keystr((key,), simple=True) for key in path)]
-    name = '/'.join(keys)
-    if not keys or '' in keys or any('/' in key for key in keys) or name in out:
-      raise TypeError(
-        f'a leaf at {jax.tree_util.keystr(path)!r} cannot be named in a checkpoint; keys must '
-        "be unique, not empty and without '/', and the state a tree, not a bare array"
-      )
-    if not arrays:
-      if not hasattr(x, 'shape') or not hasattr(x, 'dtype'):
-        raise TypeError(f'{name} is {x!r}, expected a jax.ShapeDtypeStruct or an array')
-      sharding = getattr(x, 'sharding', None)
-      if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    out[name] = x
-  return out
-
-
-def _nested(named: Mapping[str, Any]) -> dict[str, Any]:
-  root: dict[str, Any] = {}
-  for name, x in named.items():
-    *parents, leaf = name.split('/')
-    node = root
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[leaf] = x
-  return root
-
-
-def _checked_leaves(state: Any) -> dict[str, jax.Array]:
-  """The leaves by name, all of them arrays that can be saved."""
-  out = {}
-  for name, x in _named(state, arrays=True).items():
-    if not isinstance(x, (jax.Array, np.ndarray, np.generic)):
-      raise TypeError(
-        f'{name} is {x!r} ({type(x).__name__}); a checkpoint holds arrays, wrap it in one'
-      )
-    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      raise TypeError(f'{name} is a typed PRNG key; save jax.random.key_data(key) in its place')
-    if not isinstance(x, jax.Array):
-      if jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype:
-        raise TypeError(f'{name} is a numpy {x.dtype} array, which this jax would narrow; cast it')
-      x = jnp.asarray(x)
-    if jax.process_count() > 1 and x.is_fully_addressable:
-      raise TypeError(
-        f'{name} is on this process alone; make it global (jaxmm.sharding.replicated)'
-      )
-    out[name] = x
-  if not any(x.size for x in out.values()):
-    raise TypeError('the state has no array with elements')
-  return out
-
-
-def _summed(parts: np.ndarray) -> list[int]:
-  """The parts of all processes added up, mod 2^64."""
-  if jax.process_count() == 1:
-    return parts.tolist()
-  halves = multihost_utils.process_allgather(
-    parts.view(np.uint32)
-  )  # jax has no 64-bit integers here
-  gathered = np.ascontiguousarray(halves).view(np.uint64)
-  return np.add.reduce(gathered.reshape(jax.process_count(), -1), axis=0, dtype=np.uint64).tolist()
-
-
 def _json(meta: Mapping[str, Any]) -> str:
-  try:
-    return json.dumps(dict(meta))
-  except (TypeError, ValueError):
-    for key, value in dict(meta).items():
-      try:
-        json.dumps({key: value})
-      except (TypeError, ValueError) as error:
-        raise TypeError(f'meta[{key!r}] is {value!r}, which JSON cannot hold: {error}') from error
-    raise
+  for key, value in dict(meta).items():
+    try:
+      json.dumps({key: value})
+    except (TypeError, ValueError) as error:
+      raise TypeError(f'meta[{key!r}] is {value!r}, which JSON cannot hold: {error}') from error
+  return json.dumps(dict(meta))
 
 
 def _sha256(content: Any) -> str:
@@ -576,10 +489,6 @@ def _remove(path: epath.Path) -> None:
     path.rmtree(missing_ok=True)
   else:
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _described(x: Any) -> str:
-  return f'{x.dtype}{list(x.shape)}'
 
 
 def _listed(steps: list[int]) -> str:

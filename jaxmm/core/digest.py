@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def local_digests(arrays: Sequence[jax.Array], every_replica: bool = False) -> np.ndarray:
@@ -45,6 +46,17 @@ def replica_weight(x: jax.Array) -> int:
   indices = x.sharding.devices_indices_map(x.shape).values()
   distinct = len({tuple(s.start or 0 for s in index) for index in indices})
   return (len(indices) // distinct) ** 2
+
+
+def whole(parts: np.ndarray) -> list[int]:
+  """The parts of all processes added up, mod 2^64."""
+  if jax.process_count() == 1:
+    return parts.tolist()
+  halves = multihost_utils.process_allgather(
+    parts.view(np.uint32)
+  )  # jax has no 64-bit integers here
+  gathered = np.ascontiguousarray(halves).view(np.uint64)
+  return np.add.reduce(gathered.reshape(jax.process_count(), -1), axis=0, dtype=np.uint64).tolist()
 
 
 def block_digest(block: np.ndarray, starts: tuple[int, ...]) -> int:
