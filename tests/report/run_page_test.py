@@ -58,7 +58,8 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
   [
     ('loss', 'training'), ('terms/commitment', 'training'), ('evaluation/bits', 'evaluation'),
     ('eval/psnr', 'evaluation'), ('timing/mfu', 'machine'), ('steps_per_second', 'machine'),
-    ('learning_rate/generator', 'schedule'), ('grad_norm', 'schedule'), ('norm/generator', 'schedule'),
+    ('learning_rate/generator', 'schedule'), ('grad_norm', 'schedule'),
+    ('norm/generator', 'schedule'),
     ('second', 'training'),
   ],
 )  # fmt: skip
