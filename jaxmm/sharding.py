@@ -163,6 +163,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def global_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
   """This process's rows (a contiguous block of the global batch) as global arrays."""
   sharding = batch_sharding(mesh)
+  if jax.process_count() == 1:
+    return jax.device_put(dict(rows), sharding)  # one call for all of them costs a third
   return {
     name: jax.make_array_from_process_local_data(sharding, value) for name, value in rows.items()
   }

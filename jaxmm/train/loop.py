@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -132,8 +133,7 @@ def train(
     config = configs.from_mapping(RunConfig, config, 'the config')
   if profile is not None and not 0 <= profile[0] <= profile[1]:
     raise ConfigError(f'profile is {profile}, expected (first, last) with 0 <= first <= last')
-  mesh = mesh or _mesh_of(config)
-  rules = sharding.rules_named(config.rules)
+  mesh, rules = _machine(config, mesh)
   steps.check_rows(config.batch, config.microbatches, mesh)
   directory = open_workdir(workdir)
   checkpoints = Checkpoints(
@@ -164,7 +164,7 @@ class _Run:
     self.pending: collections.deque[tuple] = collections.deque()
     self.last_saved: int | None = None
     self.stop_agreed = False
-    self.named: set[int] = set()
+    self.named: set[str] = set()
     self.clock = Clock(0)
 
   # Before the first step.
@@ -197,7 +197,9 @@ class _Run:
         origin += f' (so --init-from {init_from} is not used)'
     else:
       origin = f'new, from {init_from}' if init_from else f'new, from seed {self.config.seed}'
-    for line in described_plan(self.config, self.blueprint, self.directory, origin):
+    for line in described_plan(
+      self.config, self.blueprint, self.task.constants, self.directory, origin
+    ):
       self.echo(line)
     if restored is None:
       self.state = states.create_state(self.blueprint, sharding.global_batch(self.mesh, rows))
@@ -237,16 +239,17 @@ class _Run:
       while self.step < last and not self.stop_agreed:
         position, rows = next(rows_ahead)
         batch = sharding.global_batch(self.mesh, rows)
+        shapes = steps.shapes_of(batch)
         tracer.before(self.step)
         asked = quiet if request.signum is None else asking
-        if self.train_step.is_compiled_for(batch):
+        if self.train_step.is_compiled_for(shapes):
           self.state, healthy, vector = self.train_step(self.state, healthy, batch, asked)
         else:
           with self.clock.paused(), _compiling(batch, self.echo):
             self.state, healthy, vector = self.train_step(self.state, healthy, batch, asked)
             vector.block_until_ready()
         vector.copy_to_host_async()
-        self.pending.append((self.step, position, steps.shapes_of(batch), vector))
+        self.pending.append((self.step, position, shapes, vector))
         self.step, self.position = self.step + 1, position + 1
         self.settle(_AHEAD)
         tracer.after(self.step - 1)
@@ -262,7 +265,9 @@ class _Run:
         self.checkpoints.wait()
     if self.step < last:
       # The processes agreed; one that heard nothing itself leaves as the others do.
-      raise Stopped(self.step, request.signum or 15)
+      stopped = Stopped(self.step, request.signum or signal.SIGTERM)
+      self.echo(f'{stopped}; the same command again goes on from there')
+      raise stopped
     return self.state
 
   def _rows(self) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
@@ -324,16 +329,16 @@ class _Run:
 
   # What is written.
 
-  def _unreadable(self, position: int, valid_B: np.ndarray) -> list[int]:
-    """Ids of the records without weight, each named to the person once."""
+  def _unreadable(self, position: int, valid_B: np.ndarray) -> list[str]:
+    """The records without weight, described; each is told to the person once."""
     if valid_B.all():
       return []
-    records = self.batches.record_ids(position)[valid_B == 0].tolist()
-    for record in records:
-      if record not in self.named:
-        self.named.add(record)
-        self.echo(f'zero weight: {self.batches.describe(record)}')
-    return records
+    described = [self.batches.describe(r) for r in self.batches.record_ids(position)[valid_B == 0]]
+    for text in described:
+      if text not in self.named:
+        self.named.add(text)
+        self.echo(f'zero weight: {text}')
+    return described
 
   def _log_line(self, done: int, position: int, report: steps.Report) -> None:
     # The progress line shows the first ones: what is minimised, its terms, then the norms.
@@ -417,11 +422,10 @@ def _printed(line: str) -> None:
   print(line, flush=True)
 
 
-def _mesh_of(config: RunConfig) -> Mesh:
+def _machine(config: RunConfig, mesh: Mesh | None) -> tuple[Mesh, sharding.Rules]:
+  sizes = configs.from_mapping(sharding.MeshConfig, config.mesh, 'mesh')
   try:
-    return sharding.make_mesh(configs.from_mapping(sharding.MeshConfig, config.mesh, 'mesh'))
-  except ConfigError:
-    raise
+    return mesh or sharding.make_mesh(sizes), sharding.rules_named(config.rules)
   except ValueError as error:
     raise ConfigError(str(error)) from error
 

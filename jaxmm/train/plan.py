@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax
 
 from jaxmm.train import state as states
@@ -11,10 +14,13 @@ from jaxmm.train.state import Blueprint
 _SHOWN = 8  # arrays that stay whole, named one by one
 
 
-def described_plan(config: RunConfig, blueprint: Blueprint, workdir, origin: str) -> list[str]:
+def described_plan(
+  config: RunConfig, blueprint: Blueprint, constants: Any, workdir: Any, origin: str
+) -> list[str]:
   """Lines for a person: the work, the machine, the memory, the places.
 
   Args:
+    constants: of the Task, whole on every device.
     origin: where the parameters come from ('new, from seed 0', 'resumes from step 200').
   """
   mesh, abstract = blueprint.mesh, blueprint.abstract
@@ -44,6 +50,9 @@ def described_plan(config: RunConfig, blueprint: Blueprint, workdir, origin: str
     f'writes: {workdir} (checkpoint every {config.checkpoint.every or config.steps:,} steps, '
     f'{config.checkpoint.keep} kept; log every {config.log.every:,})',
   ]
+  if constants:
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(constants))
+    lines.append(f'constants of the task: {_bytes(size)}, whole on every device')
   if blueprint.whole:
     lines.append(f'{len(blueprint.whole)} array(s) stay whole on every device:')
     lines += [f'  {path} {list(shape)}: {why}' for path, shape, why in blueprint.whole[:_SHOWN]]

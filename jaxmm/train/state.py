@@ -85,9 +85,7 @@ def plan_state(
     labels = optimizers.parameter_labels(task.label, params, configs)
     ndims = optimizers.parameter_ndims(params)
     transformation = optimizers.make_optimizer(configs, labels, steps, ndims)
-    boxed = jax.eval_shape(
-      lambda b: _initial_state(task, transformation, seed, b, has_ema), dict(batch_shapes)
-    )
+    boxed = jax.eval_shape(lambda v: _initial_state(v, transformation, seed, has_ema), variables)
   shardings = sharding.tree_shardings(boxed, rules, mesh)
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), _unboxed(boxed), shardings
@@ -110,7 +108,11 @@ def plan_state(
 def initializer(blueprint: Blueprint) -> Callable[[Mapping[str, jax.Array]], TrainState]:
   """The jitted function from the first global batch to the state of step 0."""
   b = blueprint
-  make = lambda rows: _unboxed(_initial_state(b.task, b.optimizer, b.seed, rows, b.has_ema))
+
+  def make(rows):
+    variables = b.task.init(jax.random.key(b.seed), rows)
+    return _unboxed(_initial_state(variables, b.optimizer, b.seed, b.has_ema))
+
   return jax.jit(make, out_shardings=b.shardings)
 
 
@@ -146,17 +148,16 @@ def bytes_of(tree: Any) -> tuple[int, int]:
   return total, device
 
 
-def _initial_state(task, transformation, seed, batch, has_ema) -> TrainState:
-  key = jax.random.key(seed)
-  variables = dict(task.init(key, batch))
-  params = variables.pop('params')
+def _initial_state(variables, transformation, seed, has_ema) -> TrainState:
+  extra = dict(variables)
+  params = extra.pop('params')
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
-    extra=variables,
+    extra=extra,
     opt_state=transformation.init(params),
     ema=jax.tree.map(jnp.copy, params) if has_ema else None,
-    key=jax.random.key_data(key),
+    key=jax.random.key_data(jax.random.key(seed)),
   )
 
 

@@ -223,7 +223,7 @@ class Step:
       state = jax.tree.map(lambda n, o: jnp.where(healthy, n, o), new, state)
       valid_B = batch.get('valid_B', jnp.ones_like(stop_B, jnp.float32))
       tree = (sums, gauges, healthy, jnp.max(stop_B), valid_B)
-      self._layout[_shapes(batch)] = jax.tree.map(
+      self._layout[shapes_of(batch)] = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree
       )
       return state, healthy, _packed(tree)
@@ -236,11 +236,11 @@ class Step:
     with sharding.in_mesh(self.mesh, self.rules):
       return self.jitted(state, healthy, batch, stop_B, self._constants)
 
-  def is_compiled_for(self, batch: Batch) -> bool:
-    """Whether batches of these shapes were seen before."""
-    return _shapes(batch) in self._layout
+  def is_compiled_for(self, batch_shapes: tuple) -> bool:
+    """Whether batches of these shapes (`shapes_of`) were seen before."""
+    return batch_shapes in self._layout
 
-  def read(self, vector: jax.Array, batch_shapes: Any) -> Report:
+  def read(self, vector: jax.Array, batch_shapes: tuple) -> Report:
     """Waits for a step's vector. `batch_shapes` is `shapes_of` the step's batch."""
     sums, gauges, healthy, stop, valid_B = _unpacked(np.asarray(vector), self._layout[batch_shapes])
     return Report(
@@ -254,7 +254,7 @@ class Step:
 
 def shapes_of(batch: Batch) -> tuple:
   """What tells one compilation of the step from another."""
-  return _shapes(batch)
+  return tuple((name, batch[name].shape, batch[name].dtype) for name in sorted(batch))
 
 
 def make_evaluation(
@@ -270,10 +270,6 @@ def make_evaluation(
       return jax.tree.map(np.asarray, jitted(variables, batch, key))
 
   return run
-
-
-def _shapes(batch: Batch) -> tuple:
-  return tuple(sorted((name, tuple(x.shape), str(x.dtype)) for name, x in batch.items()))
 
 
 def _packed(tree: Any) -> jax.Array:

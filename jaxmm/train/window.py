@@ -40,7 +40,7 @@ class Window:
 
   Attributes:
     totals: sums and counts by name.
-    unreadable: ids of the records whose rows had zero weight, each once.
+    unreadable: what is to be said of the records whose rows had zero weight, each once.
   """
 
   def __init__(self, saved: Mapping[str, Any] | None = None):
@@ -49,9 +49,9 @@ class Window:
       name: (np.asarray(total, np.float64), np.asarray(count, np.float64))
       for name, (total, count) in saved['totals'].items()
     }
-    self.unreadable: list[int] = list(saved['unreadable'])
+    self.unreadable: list[str] = list(saved['unreadable'])
 
-  def add(self, sums: Mapping[str, tuple[Any, Any]], unreadable: list[int]) -> None:
+  def add(self, sums: Mapping[str, tuple[Any, Any]], unreadable: list[str]) -> None:
     """One more step."""
     self.totals = added(self.totals, sums)
     self.unreadable += [r for r in dict.fromkeys(unreadable) if r not in self.unreadable]
