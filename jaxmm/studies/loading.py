@@ -6,6 +6,7 @@ Axes: B batch, L codes of an image, Y X rows and columns, C channels.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -23,7 +24,7 @@ from jaxmm.data.array_store import ArrayStore
 from jaxmm.evaluate.images import to_pixels
 from jaxmm.models import image_lm
 from jaxmm.studies import run
-from jaxmm.task import Task
+from jaxmm.task import Task, example_keys
 from jaxmm.tokenizers import vqgan_task
 from jaxmm.tokenizers.vqgan import Vqgan
 
@@ -119,13 +120,14 @@ class LoadedImageLm(LoadedRun):
         f'labels run from {labels.min()} to {labels.max()}, but the model in {self.directory} has '
         f'classes 0 to {config.num_classes - 1}'
       )
-    sampler = image_lm.Sampler(config, self.variables['params'], sampling or SamplingConfig())
+    layout = jax.jit(image_lm.decode_params, static_argnums=1)(self.variables['params'], config)
+    draw, key = _sampler(config, sampling or SamplingConfig()), jax.random.key(seed)
     chunks = []
     for start in range(0, len(labels), batch):
       chunk = labels[start : start + batch]
       padded = np.resize(chunk, batch if len(labels) > batch else len(chunk))
       index = np.arange(start, start + len(padded), dtype=np.uint32)
-      chunks.append(np.asarray(sampler(padded, seed, index))[: len(chunk)])
+      chunks.append(np.asarray(draw(layout, padded, key, index))[: len(chunk)])
     return np.concatenate(chunks) if chunks else np.zeros((0, config.length), np.int32)
 
   def sample(
@@ -219,6 +221,17 @@ def tokenizer_of(config: Mapping[str, Any], directory: str | os.PathLike) -> pat
     f'the tokenizer of the run in {directory} is not where its tokens say; looked at '
     + (', '.join(map(str, candidates)) or f'{data["path"]}, which is gone')
   )
+
+
+@functools.cache
+def _sampler(config: image_lm.ImageLmConfig, sampling: SamplingConfig):
+  """The compiled loop `(layout, label_B, key, index_B) -> ids_BL`; kept for the next call."""
+
+  @jax.jit
+  def draw(layout, label_B, key, index_B):
+    return image_lm.generate(layout, config, label_B, example_keys(key, index_B), sampling)
+
+  return draw
 
 
 def _in_chunks(fn, variables, rows: np.ndarray, batch: int) -> np.ndarray:
