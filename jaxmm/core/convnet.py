@@ -98,6 +98,7 @@ class GroupNorm(nn.Module):
     return y_BYXC.astype(self.dtype)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def group_norm(
   x_BYXC: jax.Array,
   scale_C: jax.Array,
@@ -106,16 +107,49 @@ def group_norm(
   eps: float = 1e-6,
   swish: bool = False,
 ) -> jax.Array:
-  """`scale * (x - mean) / sqrt(var + eps) + bias` with one mean and variance a group, then
-  swish.
+  """`scale * (x - mean) / sqrt(var + eps) + bias` with one mean and variance a group, then swish.
+
+  The backward pass keeps the input and the statistics and rebuilds the rest, and it reads the map
+  twice; what automatic differentiation keeps is several maps.
   """
-  B, Y, X, C = x_BYXC.shape
-  x_BLGc = x_BYXC.astype(jnp.float32).reshape(B, Y * X, groups, C // groups)
-  mean_BGc = x_BLGc.mean((1, 3), keepdims=True)
-  var_BGc = jnp.square(x_BLGc - mean_BGc).mean((1, 3), keepdims=True)
-  y = ((x_BLGc - mean_BGc) * lax.rsqrt(var_BGc + eps)).reshape(B, Y, X, C) * scale_C + bias_C
+  return _normalise(x_BYXC, scale_C, bias_C, groups, eps, swish)[0]
+
+
+def _normalise(x_BYXC, scale_C, bias_C, groups, eps, swish):
+  x = x_BYXC.astype(jnp.float32)
+  mean_BC = _group_mean(x.mean((1, 2)), groups)
+  centred = x - mean_BC[:, None, None]
+  factor_BC = lax.rsqrt(_group_mean(jnp.square(centred).mean((1, 2)), groups) + eps)
+  y = centred * factor_BC[:, None, None] * scale_C + bias_C
   y = nn.swish(y) if swish else y
-  return y.astype(x_BYXC.dtype)
+  return y.astype(x_BYXC.dtype), (x_BYXC, scale_C, bias_C, mean_BC, factor_BC)
+
+
+def _group_mean(x_BC: jax.Array, groups: int) -> jax.Array:
+  """Each channel's value replaced by the mean over its group."""
+  B, C = x_BC.shape
+  mean_BG1 = x_BC.reshape(B, groups, C // groups).mean(-1, keepdims=True)
+  return jnp.broadcast_to(mean_BG1, (B, groups, C // groups)).reshape(B, C)
+
+
+def _normalise_backward(groups, eps, swish, residuals, grad_BYXC):
+  x_BYXC, scale_C, bias_C, mean_BC, factor_BC = residuals
+  grad = grad_BYXC.astype(jnp.float32)
+  unit = (x_BYXC.astype(jnp.float32) - mean_BC[:, None, None]) * factor_BC[:, None, None]
+  if swish:
+    y = unit * scale_C + bias_C
+    gate = jax.nn.sigmoid(y)
+    grad = grad * gate * (1 + y * (1 - gate))
+  positions = x_BYXC.shape[1] * x_BYXC.shape[2]
+  sum_BC, product_BC = grad.sum((1, 2)), (grad * unit).sum((1, 2))
+  shift_BC = _group_mean(scale_C * sum_BC, groups) / positions
+  slope_BC = _group_mean(scale_C * product_BC, groups) / positions
+  x_grad = grad * scale_C - shift_BC[:, None, None] - unit * slope_BC[:, None, None]
+  x_grad = (x_grad * factor_BC[:, None, None]).astype(x_BYXC.dtype)
+  return x_grad, product_BC.sum(0), sum_BC.sum(0)
+
+
+group_norm.defvjp(_normalise, _normalise_backward)
 
 
 class Res(nn.Module):

@@ -34,6 +34,23 @@ def test_group_norm_and_swish(offset):
   np.testing.assert_allclose(swished, plain / (1 + np.exp(-plain)), atol=1e-5)
 
 
+@pytest.mark.parametrize('swish', [False, True])
+def test_the_gradient_of_group_norm_is_that_of_its_formula(swish):
+  args = random(2, 3, 5, 8), random(8, seed=1), random(8, seed=2)
+  weight = random(2, 3, 5, 8, seed=3)
+
+  def formula(x, scale, bias):
+    part = x.reshape(2, 15, 4, 2)
+    mean, var = part.mean((1, 3), keepdims=True), part.var((1, 3), keepdims=True)
+    y = ((part - mean) / jnp.sqrt(var + 1e-6)).reshape(x.shape) * scale + bias
+    return y * jax.nn.sigmoid(y) if swish else y
+
+  ours = lambda *a: convnet.group_norm(*a, 4, 1e-6, swish)
+  gradient = lambda f: jax.grad(lambda *a: jnp.sum(weight * f(*a)), (0, 1, 2))(*args)
+  for a, b in zip(gradient(ours), gradient(formula)):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_statistics_of_a_low_precision_map_are_float32():
   x = jnp.asarray(random(1, 16, 16, 4) + 20, jnp.bfloat16)
   y = convnet.group_norm(x, jnp.ones(4), jnp.zeros(4), 2)
