@@ -231,4 +231,13 @@ def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKSH, values_RKSH, al
   weights = jax.nn.softmax(jnp.where(allowed, logits * scale, _HIDDEN), axis=-1)
   weights = jnp.where(allowed, weights, 0.0).astype(values_RKSH.dtype)
   out = jnp.einsum('RKGS,RKSH->RKGH', weights, values_RKSH)
-  return _linear(out_matrix, out.reshape(R, N * H).T)
+  # The barrier keeps the transposition a copy of a few rows: folded into the product it makes that
+  # one slow.
+  return _linear(out_matrix, jax.lax.optimization_barrier(out.reshape(R, N * H).T))
+
+
+def logits_of(head_VD: jax.Array, hidden_DR: jax.Array) -> jax.Array:
+  """Logits of every row, float32 [R, V], from the head laid out like the other matrices."""
+  # Without the barrier the transposition is folded into the product, which then reads the head ten
+  # times slower.
+  return jax.lax.optimization_barrier(head_VD @ hidden_DR).T.astype(jnp.float32)

@@ -243,7 +243,7 @@ def generate(
     hidden_DR, cache = decode.decode_step(
       layout['stack'], stack, x_RD.T, cache, position, rotary=rotary.at(position)
     )
-    return (layout['head'] @ hidden_DR).T.astype(jnp.float32), cache
+    return decode.logits_of(layout['head'], hidden_DR), cache
 
   def step(ids_R, position, cache):
     return logits_of(jnp.take(layout['token_embedding'], ids_R, axis=0), position, cache)
