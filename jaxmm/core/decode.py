@@ -231,9 +231,7 @@ def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKSH, values_RKSH, al
   weights = jax.nn.softmax(jnp.where(allowed, logits * scale, _HIDDEN), axis=-1)
   weights = jnp.where(allowed, weights, 0.0).astype(values_RKSH.dtype)
   out = jnp.einsum('RKGS,RKSH->RKGH', weights, values_RKSH)
-  # The barrier keeps the transposition a copy of a few rows: folded into the product it makes that
-  # one slow.
-  return _linear(out_matrix, jax.lax.optimization_barrier(out.reshape(R, N * H).T))
+  return _linear(out_matrix, out.reshape(R, N * H).T)
 
 
 def logits_of(head_VD: jax.Array, hidden_DR: jax.Array) -> jax.Array:
