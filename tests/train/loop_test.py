@@ -67,9 +67,9 @@ def train(
   )
 
 
-def spawn(case_name, workdir, **overrides):
-  """The same run in a process of its own, on one device."""
-  env = dict(os.environ, XLA_FLAGS='--xla_force_host_platform_device_count=1')
+def spawn(case_name, workdir, devices=1, **overrides):
+  """The same run in a process of its own, on so many devices."""
+  env = dict(os.environ, XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
   args = [sys.executable, '-c', SCRIPT, case_name, str(workdir), json.dumps(overrides)]
   return subprocess.Popen(
     args, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -216,6 +216,24 @@ def test_killed_ten_times_it_ends_bit_identical(case_name, tmp_path):
   kill_and_resume(case, tmp_path / 'killed', steps)
   assert_same_state(saved_state(case, tmp_path / 'killed'), saved_state(case, tmp_path / 'whole'))
   assert log_of(tmp_path / 'killed') == log_of(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case_name', list(CASES))
+def test_killed_again_and_again_on_changing_machines_it_ends_the_same(case_name, tmp_path):
+  case = CASES[case_name]
+  whole = train(case, tmp_path / 'whole')
+  machines = [(1, 'dp', {}), (8, 'fsdp', dict(data=2, fsdp=4)), (2, 'dp', {})]
+  for number, step in enumerate((5, 9, 14, 18)):
+    devices, rules, sizes = machines[number % 3]
+    process = spawn(case_name, tmp_path / 'killed', devices, die_at=step, rules=rules, mesh=sizes)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL, out
+  # The rest is done by two processes.
+  arguments = [case_name, str(tmp_path / 'killed'), json.dumps(dict(rules='fsdp'))]
+  multiprocess.run_processes(2, SCRIPT, 1, arguments, timeout=300)
+  assert_same_state(saved_state(case, tmp_path / 'killed'), whole, rtol=case.rtol, atol=1e-6)
+  assert_same_log(log_of(tmp_path / 'killed'), log_of(tmp_path / 'whole'), case.rtol)
 
 
 @pytest.mark.parametrize('mesh_name', ['tensor'])
