@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import pytest
 
 from jaxmm import config as configs
 from jaxmm import sharding
@@ -30,7 +31,8 @@ MESHES = {
 @dataclasses.dataclass(frozen=True)
 class TrainCase:
   """Attributes: make_batches and make_eval take the number of this process and of all processes;
-  config: of `RunConfig`, without mesh and rules; rtol: of a loss curve on another mesh."""
+  config: of `RunConfig`, without mesh and rules; rtol: of a loss curve on another mesh; is_slow:
+  its tests are for the slow suite."""
 
   name: str
   make_task: Callable[[], Task]
@@ -38,6 +40,7 @@ class TrainCase:
   make_eval: Callable[[int, int], Any]
   config: Mapping[str, Any]
   rtol: float = 1e-5
+  is_slow: bool = False
 
   def run_config(self, **overrides: Any) -> RunConfig:
     """The config of the case, with other values where given."""
@@ -65,6 +68,12 @@ TOY = TrainCase(
 )
 
 CASES = {case.name: case for case in (TOY,)}
+
+
+def parameters() -> list:
+  """The names of all cases, for `pytest.mark.parametrize`."""
+  marks = lambda case: [pytest.mark.slow] if case.is_slow else []
+  return [pytest.param(name, marks=marks(case)) for name, case in CASES.items()]
 
 
 def make_mesh(name: str):

@@ -245,9 +245,10 @@ class _Run:
         if self.train_step.is_compiled_for(shapes):
           self.state, healthy, vector = self.train_step(self.state, healthy, batch, asked)
         else:
-          with self.clock.paused(), _compiling(batch, self.echo):
+          with _compiling(batch, self.echo):
             self.state, healthy, vector = self.train_step(self.state, healthy, batch, asked)
             vector.block_until_ready()
+          self.clock = Clock(self.step + 1)  # rates are those of steps without compilation
         vector.copy_to_host_async()
         self.pending.append((self.step, position, shapes, vector))
         self.step, self.position = self.step + 1, position + 1
@@ -354,6 +355,8 @@ class _Run:
 
   def _timing(self, done: int) -> dict[str, float | None]:
     rate, flops = self.clock.rate(done), self.task.step_flops(self.config.batch)
+    if not rate:
+      return {}
     timing = {
       'steps_per_second': rate,
       'examples_per_second': rate * self.config.batch,

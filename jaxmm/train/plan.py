@@ -24,7 +24,9 @@ def described_plan(
     origin: where the parameters come from ('new, from seed 0', 'resumes from step 200').
   """
   mesh, abstract = blueprint.mesh, blueprint.abstract
-  axes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1) or 'no axis'
+  axes = (
+    ', '.join(f'{name} {size}' for name, size in mesh.shape.items() if size > 1) or 'of one device'
+  )
   device = mesh.devices.flat[0]
   counts: dict[str, int] = {}
   labels, leaves = jax.tree.leaves(blueprint.labels), jax.tree.leaves(abstract.params)

@@ -208,7 +208,7 @@ def test_killed_twice_it_ends_bit_identical(reference, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('case_name', list(CASES))
+@pytest.mark.parametrize('case_name', train_cases.parameters())
 def test_killed_ten_times_it_ends_bit_identical(case_name, tmp_path):
   case = CASES[case_name]
   train(case, tmp_path / 'whole')
@@ -219,7 +219,7 @@ def test_killed_ten_times_it_ends_bit_identical(case_name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('case_name', list(CASES))
+@pytest.mark.parametrize('case_name', train_cases.parameters())
 def test_killed_again_and_again_on_changing_machines_it_ends_the_same(case_name, tmp_path):
   case = CASES[case_name]
   whole = train(case, tmp_path / 'whole')

@@ -67,7 +67,7 @@ def test_microbatches_stay_on_their_devices():
 
 
 @pytest.mark.parametrize('mesh_name', ['dp', 'fsdp', 'tensor'])
-@pytest.mark.parametrize('case_name', list(CASES))
+@pytest.mark.parametrize('case_name', train_cases.parameters())
 def test_loss_curves_do_not_depend_on_the_mesh(case_name, mesh_name):
   _, one, first_one = trained(case_name, 'one')
   bench, other, first = trained(case_name, mesh_name)
@@ -85,7 +85,7 @@ def test_loss_curves_do_not_depend_on_the_mesh(case_name, mesh_name):
 
 
 @pytest.mark.parametrize('mesh_name', ['fsdp', 'tensor'])
-@pytest.mark.parametrize('case_name', list(CASES))
+@pytest.mark.parametrize('case_name', train_cases.parameters())
 def test_no_array_is_whole_where_the_rules_split_it(case_name, mesh_name):
   bench, _, _ = trained(case_name, mesh_name)
   whole = {path for path, _, _ in bench.blueprint.whole}
