@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmm.config import ConfigError
-from jaxmm.core import axes, convolution
+from jaxmm.core import axes, convolution, initializers
 
 Padding = convolution.Padding
 
@@ -27,8 +27,7 @@ DOWN_3X3: Padding = ((0, 1), (0, 1))
 
 def fan_in_uniform(fan_in: int):
   """Initializer U(-1/sqrt(fan_in), 1/sqrt(fan_in)), for kernels and biases alike."""
-  bound = 1 / math.sqrt(fan_in)
-  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+  return initializers.uniform(1 / math.sqrt(fan_in))
 
 
 class Conv(nn.Module):
