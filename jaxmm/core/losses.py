@@ -9,6 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxmm.core import axes
+
 SumCount = tuple[jax.Array, jax.Array]
 
 
@@ -52,6 +54,34 @@ def cross_entropy(
   """Weighted sum of `token_nll` (nats) and the sum of the weights; no weights are ones."""
   nll_BL = token_nll(logits_BLV, targets_BL)
   return weighted_sum(nll_BL, weight_BL)
+
+
+def projected_nll(
+  hidden_BLD: jax.Array, table_VD: jax.Array, targets_BL: jax.Array, chunk: int = 0
+) -> jax.Array:
+  """`token_nll` of the logits hidden @ table^T, float32 [B, L].
+
+  Args:
+    hidden_BLD: the Stack's output; products are formed in its dtype.
+    table_VD: the output head, one row a token.
+    targets_BL: the tokens.
+    chunk: 0 builds the logits [B, L, V]; n builds those of n positions at a time, and again for the
+      gradient: one more product with the head, for memory that does not grow with L * V.
+  """
+
+  def nll(hidden, targets):
+    logits = jnp.einsum('BLD,VD->BLV', hidden, table_VD.astype(hidden.dtype))
+    return token_nll(axes.constrain(logits, axes.BATCH, axes.LENGTH, axes.ACT_VOCAB), targets)
+
+  B, L, D = hidden_BLD.shape
+  if not 0 < chunk < L:
+    return nll(hidden_BLD, targets_BL)
+  more = -L % chunk
+  hidden = jnp.pad(hidden_BLD, ((0, 0), (0, more), (0, 0))).reshape(B, -1, chunk, D)
+  targets = jnp.pad(targets_BL, ((0, 0), (0, more))).reshape(B, -1, chunk)
+  blocks = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0))
+  out = jax.lax.map(jax.checkpoint(lambda block: nll(*block)), blocks)
+  return jnp.moveaxis(out, 0, 1).reshape(B, -1)[:, :L]
 
 
 def weighted_sum(values: jax.Array, weight: jax.Array | None = None) -> SumCount:

@@ -78,6 +78,14 @@ def with_prefix(rotary: Rotary, length: int, *, zeros: bool) -> Rotary:
   )
 
 
+def in_segments(segment_BL: jax.Array) -> jax.Array:
+  """How far each token stands from its segment's first, int32 [B, L]; each segment in one piece."""
+  place_L = jnp.arange(segment_BL.shape[1], dtype=jnp.int32)
+  same = segment_BL[:, 1:] == segment_BL[:, :-1]
+  is_first = jnp.pad(~same, ((0, 0), (1, 0)), constant_values=True)
+  return place_L - jax.lax.cummax(jnp.where(is_first, place_L, 0), axis=1)
+
+
 def rotated(
   x: jax.Array, cos: jax.Array, sin: jax.Array, pairing: str, axis: int = -1
 ) -> jax.Array:

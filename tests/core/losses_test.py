@@ -52,6 +52,20 @@ def test_errors_are_summed_over_width_or_averaged_over_an_example():
   assert [float(a) for a in losses.mean_absolute_error(x, zero)] == [2.0, 1.0]
 
 
+def test_projected_in_chunks_is_the_loss_of_the_logits_and_so_is_its_gradient():
+  rng = np.random.default_rng(2)
+  hidden, table = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((2, 7, 4), (9, 4)))
+  targets, weight = jnp.asarray(rng.integers(0, 9, (2, 7))), jnp.asarray(rng.random((2, 7)))
+  plain = lambda h, t: jnp.sum(losses.token_nll(h @ t.T, targets) * weight)
+  expected = jax.value_and_grad(plain, (0, 1))(hidden, table)
+  for chunk in (0, 3, 7):
+    ours = lambda h, t, c=chunk: jnp.sum(losses.projected_nll(h, t, targets, c) * weight)
+    out = jax.value_and_grad(ours, (0, 1))(hidden, table)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), out, expected)
+  half = losses.projected_nll(hidden.astype(jnp.bfloat16), table, targets, 3)
+  assert half.dtype == jnp.float32
+
+
 def test_z_loss_is_the_squared_normaliser():
   logits, _, weight = case()
   total, _ = losses.z_loss(logits, weight)

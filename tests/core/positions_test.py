@@ -49,6 +49,12 @@ def test_a_prefix_is_unrotated_or_by_request_zeroed():
   np.testing.assert_array_equal(plain.cos[2:], grid.cos)
 
 
+def test_places_count_from_the_start_of_a_segment():
+  segment = jnp.array([[1, 1, 1, 2, 3, 3, 0, 0], [5, 5, 5, 5, 5, 5, 5, 5]])
+  expected = [[0, 1, 2, 0, 0, 1, 0, 1], list(range(8))]
+  np.testing.assert_array_equal(positions.in_segments(segment), expected)
+
+
 def test_wrong_settings_are_named():
   with pytest.raises(ConfigError, match='head_dim is 6, .* multiple of 4'):
     positions.rotary_2d(2, 2, 6)
