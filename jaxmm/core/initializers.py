@@ -18,7 +18,9 @@ def uniform(bound: float) -> Callable[..., jax.Array]:
   """Initializer U(-bound, bound)."""
 
   def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-    bits = layers.uniform_bits(layers.dropout_seeds(key[None]), shape)[0]
+    # Folding mixes the words first: raw keys such as key(0) and key(1) differ in a single bit.
+    seeds = layers.fold_seeds(layers.dropout_seeds(key[None]), 0)
+    bits = layers.uniform_bits(seeds, shape)[0]
     # The upper 24 bits are what a float32 holds; the half keeps it symmetric about zero.
     unit = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
     return ((2.0 * unit - 1.0) * bound).astype(dtype)
