@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.core import transformer
@@ -14,6 +15,7 @@ from jaxmm.core.decoding import SamplingConfig
 from jaxmm.data.packing import Documents, PackedSource
 from jaxmm.models import lm
 from jaxmm.models.lm import Lm, config_of
+from jaxmm.studies import run
 from tests.references import transformer as reference
 
 V, B, L = 23, 8, 12
@@ -311,6 +313,22 @@ def test_a_tiny_model_learns_a_text():
     values.append(float(value))
   np.testing.assert_allclose(values[0], np.log(259), rtol=1e-5)  # the uniform distribution
   assert np.mean(values[-5:]) < 2.0  # the frequencies of the letters alone leave 2.5 nats
+
+
+def test_the_miniature_config_reads_a_text_file(tmp_path):
+  file = tmp_path / 'text.txt'
+  file.write_text('Naïve café.\n' * 100)
+  config = configs.load_config('experiments/lm/mini.py')
+  settings = [f'data.path={file}', 'data.text.length=64', 'eval_data.test_fraction=0.5', 'batch=4']
+  configs.override(config, settings)
+  assert config.eval_data.path == str(file) and config.data.test_fraction == 0.1
+  task, batches = run.make_task(config), run.make_batches(config, train=False)
+  assert batches.config.split == 'test' and task.config.length == 64
+  batch = batches.at(0)
+  assert batch['ids_BL'].shape == (4, 64) and batch['ids_BL'][0, 0] == 257
+  variables = nn.unbox(jax.eval_shape(task.init, jax.random.key(0), batch))
+  shapes = jax.eval_shape(task.likelihood, variables, batch, jax.random.key(0))
+  assert set(shapes) == {'cross_entropy', 'bits_per_token'}
 
 
 def test_flops_count_every_weight_but_the_embedding():

@@ -1,0 +1,1 @@
+"""The plain decoder LM (`jaxmm.models.lm`) on text: configs and page."""
