@@ -35,8 +35,8 @@ def tokenizer(is_regularized: bool) -> ConfigDict:
     dict(
       task='jaxmm.tokenizers.vqgan_task',
       seed=0,
-      steps=400,
-      batch=64,
+      steps=300,
+      batch=32,
       model=dict(
         image_size=IMAGE_SIZE,
         vqgan=dict(
@@ -71,8 +71,8 @@ def image_lm() -> ConfigDict:
     dict(
       task='jaxmm.models.image_lm',
       seed=0,
-      steps=500,
-      batch=64,
+      steps=400,
+      batch=32,
       model=dict(
         size='mini', num_codes=CODES, num_classes=10, grid=IMAGE_SIZE // DOWNSAMPLING
       ),
