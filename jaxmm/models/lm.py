@@ -437,9 +437,10 @@ class LmTask(tasks.Task):
   def init(self, key: jax.Array, batch: tasks.Batch) -> tasks.Variables:
     num, expected = batch['ids_BL'].shape[1], self.row_length or self.config.length
     if num != expected:
+      field = 'row_length' if num <= self.config.length else 'length'
       raise ConfigError(
         f'the data has rows of {num} tokens (data.text.length), but the model is told {expected}; '
-        f'set model.row_length={num} (at most model.length {self.config.length})'
+        f'set model.{field}={num}'
       )
     return Lm(self.config).init(key, batch['ids_BL'], batch['segment_BL'])
 
