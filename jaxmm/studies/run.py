@@ -66,18 +66,20 @@ def make_batches(
 
 
 def train_from_config(
-  config: Mapping[str, Any], workdir: str | pathlib.Path, **options: Any
+  config: Mapping[str, Any], workdir: str | pathlib.Path, *, evaluates: bool = True, **options: Any
 ) -> TrainState:
   """Trains what a config describes, resuming in `workdir` if something is there.
 
   Args:
     config: see `experiments/*/*.py`.
     workdir: the run directory.
+    evaluates: whether the Task's evaluations run on `config.eval_data`, as `config.evaluate` says.
     **options: passed to `train.loop.train` (init_from, accept_config_change, profile, ...).
   """
   task = make_task(config)
   batches = make_batches(config)
-  eval_batches = make_batches(config, train=False) if config.get('eval_data') else None
+  evaluates = evaluates and bool(config.get('eval_data'))
+  eval_batches = make_batches(config, train=False) if evaluates else None
   return loop.train(
     configs.plain(config), task, batches, workdir, eval_batches=eval_batches, **options
   )

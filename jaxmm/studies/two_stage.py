@@ -84,7 +84,7 @@ def add_tokenizer(study: Study, config: Mapping[str, Any], seed: int, arm: str) 
     study.add(
       Stage(
         name,
-        lambda path: train_tokenizer(config, path, study.echo),
+        lambda path: train_and_measure(config, path, study.echo),
         config,
         title=f'seed {seed}, arm {arm}: tokenizer',
         cost=run.make_task(config).step_flops(config['batch']) * config['steps'],
@@ -112,7 +112,7 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
   study.add(
     Stage(
       f'{at}/image_model',
-      lambda path: train_image_model(full, path, study.echo),
+      lambda path: train_and_measure(full, path, study.echo),
       stage_two(model, tokenizer, 'tokens'),
       (f'{at}/tokens',),
       title=f'{title}: image model',
@@ -169,9 +169,9 @@ def stage_two(
 # What the stages do.
 
 
-def train_tokenizer(config: Mapping[str, Any], path: pathlib.Path, echo: Echo) -> dict[str, Any]:
-  """Trains in `path` and measures reconstruction and codebook on the held-out images."""
-  run.train_from_config(config, path, echo=echo)
+def train_and_measure(config: Mapping[str, Any], path: pathlib.Path, echo: Echo) -> dict[str, Any]:
+  """Trains in `path`, then evaluates on the held-out data: `{metric: value}`."""
+  run.train_from_config(config, path, evaluates=False, echo=echo)
   results = evaluation.run_evaluations(loading.load(path))
   return {name.partition('/')[2]: value for name, value in results.items()}
 
@@ -183,13 +183,6 @@ def _write_tokens(
   for split, kind in (('train', views), ('test', 'one')):
     stores[split] = tokens.write(tokenizer, path / split, split=split, views=kind, echo=echo)
   return {f'{split}_images': len(store) for split, store in stores.items()}
-
-
-def train_image_model(config: Mapping[str, Any], path: pathlib.Path, echo: Echo) -> dict[str, Any]:
-  """Trains in `path` and measures the likelihood of the held-out codes."""
-  run.train_from_config(config, path, echo=echo)
-  results = evaluation.run_evaluations(loading.load(path))
-  return {name.partition('/')[2]: value for name, value in results.items()}
 
 
 def _sample(study: Study, plan: TwoStage, at: str, seed: int, path: pathlib.Path) -> dict[str, Any]:
