@@ -6,10 +6,14 @@ import pathlib
 import pytest
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  ).strip()
+for flag in (
+  '--xla_force_host_platform_device_count=8',
+  # With several devices on few cores this scheduler can start collectives that wait for each other
+  # in different orders on different devices, for ever.
+  '--xla_cpu_enable_concurrency_optimized_scheduler=false',
+):
+  if flag.partition('=')[0] not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
 
 ALLOWED_SKIPS = pathlib.Path(__file__).parent / 'allowed_skips.txt'
 _skipped: dict[str, str] = {}

@@ -17,6 +17,14 @@ jax.distributed.initialize(os.environ['COORDINATOR'], int(os.environ['PROCESSES'
 """
 
 
+def xla_flags(devices: int) -> str:
+  """The flags of this process (see conftest) for one with another number of devices."""
+  flags = [
+    f for f in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in f
+  ]
+  return ' '.join([*flags, f'--xla_force_host_platform_device_count={devices}'])
+
+
 def run_processes(
   num_processes: int,
   script: str,
@@ -40,14 +48,10 @@ def run_processes(
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
-  flags = [
-    f for f in os.environ.get('XLA_FLAGS', '').split() if 'host_platform_device_count' not in f
-  ]
-  flags.append(f'--xla_force_host_platform_device_count={devices_per_process}')
   common = dict(
     os.environ,
     JAX_PLATFORMS='cpu',
-    XLA_FLAGS=' '.join(flags),
+    XLA_FLAGS=xla_flags(devices_per_process),
     COORDINATOR=f'localhost:{port}',
     PROCESSES=str(num_processes),
     PYTHONPATH=os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]),

@@ -17,6 +17,7 @@ from jaxmm.train import optimizer as optimizers
 from jaxmm.train import state as states
 from jaxmm.train import step as steps
 from jaxmm.train.run_config import RunConfig
+from tests import real_cases
 from tests.references import toy_task
 
 # The machines that a run must not depend on: rules, mesh sizes, microbatches.
@@ -24,7 +25,7 @@ MESHES = {
   'one': ('dp', dict(data=1), 1),
   'dp': ('dp', dict(data=8), 1),
   'fsdp': ('fsdp', dict(data=2, fsdp=4), 1),
-  'tensor': ('tensor', dict(data=1, fsdp=2, tensor=4), 2),
+  'tensor': ('tensor', dict(data=2, fsdp=2, tensor=2), 2),
 }
 
 
@@ -67,7 +68,11 @@ TOY = TrainCase(
   ),
 )
 
-CASES = {case.name: case for case in (TOY,)}
+REAL = tuple(
+  TrainCase(**real_cases.case(name), is_slow=True)
+  for name in ('tokenizer_ema', 'tokenizer_gradient', 'image_lm')
+)
+CASES = {case.name: case for case in (TOY, *REAL)}
 
 
 def parameters() -> list:

@@ -12,6 +12,8 @@ The data is TFDS's `cifar10`; for a folder or zip of pictures (train/CLASS/*, te
 
 from ml_collections import ConfigDict
 
+from jaxmm.config import ConfigError
+
 IMAGE_SIZE, DOWNSAMPLING, CODES = 32, 4, 512
 
 
@@ -20,7 +22,7 @@ def get_config(what: str = 'crt') -> ConfigDict:
   if what == 'image_lm':
     return image_lm()
   if what not in ('crt', 'baseline'):
-    raise ValueError(f'cifar10.py:{what}: expected crt, baseline or image_lm')
+    raise ConfigError(f'cifar10.py:{what}: expected crt, baseline or image_lm')
   return tokenizer(is_regularized=what == 'crt')
 
 

@@ -17,6 +17,8 @@ training FLOPs"; its optimizer's settings are the generator's.
 
 from ml_collections import ConfigDict
 
+from jaxmm.config import ConfigError
+
 TOKENIZERS = ('crt', 'baseline', 'crt_131k')
 IMAGE_MODELS = ('B', 'L', 'XL', 'XXL', '3B')
 
@@ -26,7 +28,7 @@ def get_config(what: str = 'crt') -> ConfigDict:
   if what in IMAGE_MODELS:
     return image_lm(what)
   if what not in TOKENIZERS:
-    raise ValueError(f'imagenet256.py:{what}: expected {", ".join(TOKENIZERS + IMAGE_MODELS)}')
+    raise ConfigError(f'imagenet256.py:{what}: expected {", ".join(TOKENIZERS + IMAGE_MODELS)}')
   return tokenizer(what)
 
 

@@ -149,7 +149,9 @@ def bytes_of(tree: Any) -> tuple[int, int]:
 
 
 def _initial_state(variables, transformation, seed, has_ema) -> TrainState:
-  extra = dict(variables)
+  # Values made of Python numbers alone have a weak type, which the step's results lack: with it the
+  # second step would be compiled anew.
+  extra = jax.tree.map(lambda x: jax.lax.convert_element_type(x, x.dtype), dict(variables))
   params = extra.pop('params')
   return TrainState(
     step=jnp.zeros((), jnp.int32),

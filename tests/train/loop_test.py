@@ -69,7 +69,7 @@ def train(
 
 def spawn(case_name, workdir, devices=1, **overrides):
   """The same run in a process of its own, on so many devices."""
-  env = dict(os.environ, XLA_FLAGS=f'--xla_force_host_platform_device_count={devices}')
+  env = dict(os.environ, XLA_FLAGS=multiprocess.xla_flags(devices))
   args = [sys.executable, '-c', SCRIPT, case_name, str(workdir), json.dumps(overrides)]
   return subprocess.Popen(
     args, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -72,6 +72,7 @@ def test_loss_curves_do_not_depend_on_the_mesh(case_name, mesh_name):
   _, one, first_one = trained(case_name, 'one')
   bench, other, first = trained(case_name, mesh_name)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), first_one, first)
+  assert bench.step.jitted._cache_size() == 1  # compiled for the first step and for no later one
   rtol = CASES[case_name].rtol
   for a, b in zip(one, other, strict=True):
     assert set(a.sums) == set(b.sums)

@@ -1,0 +1,128 @@
+"""Every config builds its Task and data settings, and its loss traces at full size, without arrays.
+
+Optimizer labels that do not cover all parameters, misspelt settings, and shapes that do not fit
+each other show here in seconds, not after hours of a run.
+"""
+
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from jaxmm import config as configs
+from jaxmm import sharding
+from jaxmm.config import ConfigError
+from jaxmm.data.pipeline import DataConfig
+from jaxmm.studies import run
+from jaxmm.tokenizers import perceptual
+from jaxmm.train import state as states
+from jaxmm.train.run_config import RunConfig
+
+ROOT = pathlib.Path(__file__).parents[2] / 'experiments'
+
+# Config files and all their arguments, the default one first.
+ARGUMENTS = {
+  'crt/mini.py': ('crt', 'baseline', 'image_lm'),
+  'crt/cifar10.py': ('crt', 'baseline', 'image_lm'),
+  'crt/imagenet256.py': ('crt', 'baseline', 'crt_131k', 'B', 'L', 'XL', 'XXL', '3B'),
+  'lm/mini.py': ('',),
+}
+SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]
+
+
+def test_the_table_has_every_config_file():
+  files = {
+    str(path.relative_to(ROOT))
+    for path in ROOT.glob('*/*.py')
+    if 'def get_config(' in path.read_text()
+  }
+  assert files == set(ARGUMENTS)
+
+
+def lpips_shapes(config):
+  """The constants of LPIPS as shapes; the public file is the user's."""
+  if config.name != 'lpips':
+    return {}
+  shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, np.float32)
+  out = {}
+  for number, (width_in, width_out) in perceptual._CONVS.items():
+    out[f'conv_{number}'] = {'kernel': shape(3, 3, width_in, width_out), 'bias': shape(width_out)}
+  for number, tap in enumerate(perceptual._TAPS):
+    out[f'head_{number}'] = shape(perceptual._CONVS[tap][1])
+  return out
+
+
+def batch_shapes(config, task):
+  """Shapes of the batches that the config's data gives."""
+  data = configs.from_mapping(DataConfig, configs.plain(config.data), 'data')
+  shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((config.batch, *sizes), dtype)
+  out = {'index_B': shape(np.uint32), 'record_B': shape(np.int32), 'valid_B': shape(np.float32)}
+  if data.name == 'text':
+    length = data.text.length
+    ids = {'ids_BL': shape(np.int32, length), 'segment_BL': shape(np.int32, length)}
+    return out | ids | {'weight_BL': shape(np.float32, length)}
+  out['label_B'] = shape(np.int32)
+  if data.name == 'tokens':
+    return out | {'ids_BL': shape(np.int32, task.config.length)}
+  size = data.image_size
+  return out | {'image_BYXC': shape(np.uint8, size, size, data.channels)}
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_config_builds_and_its_loss_traces(spec, monkeypatch):
+  monkeypatch.setattr(perceptual, 'load_weights', lpips_shapes)
+  config = configs.load_config(f'{ROOT}/{spec}')
+  trainer = configs.from_mapping(RunConfig, configs.plain(config), spec)
+  task = run.make_task(config)
+  train, held_out = (
+    configs.from_mapping(DataConfig, configs.plain(config[section]), section)
+    for section in ('data', 'eval_data')
+  )
+  assert (train.split, held_out.split) == ('train', 'test')
+  assert not held_out.flip and held_out.crop != 'random'
+  assert task.step_flops(trainer.batch) > 0
+
+  mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+  rows = batch_shapes(config, task)
+  blueprint = states.plan_state(
+    task, trainer.optimizers(), rows, steps=trainer.steps, seed=0, mesh=mesh,
+    rules=sharding.RULES[trainer.rules], has_ema=trainer.ema > 0,
+  )  # fmt: skip
+  # Every label has parameters, and every parameter that is to be trained an optimizer.
+  labels = set(jax.tree.leaves(blueprint.labels))
+  assert labels - {'frozen'} == set(config.optimizer)
+  # Without a mesh and rules: constraints on the activations cost most of the tracing.
+  variables = {**blueprint.abstract.extra, 'params': blueprint.abstract.params}
+  key, step = jax.random.key(0), jax.ShapeDtypeStruct((), np.int32)
+  scalar, sums, _ = jax.eval_shape(
+    lambda v, b, s: task.loss(v, b, key, s, task.counts(b)),
+    variables | ({'constants': task.constants} if task.constants else {}), rows, step,
+  )  # fmt: skip
+  assert scalar.shape == () and scalar.dtype == np.float32 and sums
+
+
+def test_a_size_has_the_parameters_of_the_paper():
+  # LlamaGen's table: 111M, 343M, 775M, 1.4B, 3.1B with 16,384 codes and 1,000 classes.
+  for size, millions in (('B', 111), ('L', 343), ('XL', 775), ('XXL', 1400), ('3B', 3100)):
+    config = configs.load_config(f'{ROOT}/crt/imagenet256.py:{size}')
+    task = run.make_task(config)
+    variables = jax.eval_shape(task.init, jax.random.key(0), batch_shapes(config, task))
+    number = states.size_of(nn.unbox(variables['params']))
+    assert number == pytest.approx(millions * 1e6, rel=0.02), size
+
+
+@pytest.mark.parametrize('file', [f for f, args in ARGUMENTS.items() if len(args) > 1])
+def test_the_first_argument_is_the_default(file):
+  config, default = (
+    configs.load_config(f'{ROOT}/{file}:{ARGUMENTS[file][0]}'),
+    configs.load_config(f'{ROOT}/{file}'),
+  )
+  assert configs.plain(config) == configs.plain(default)
+
+
+@pytest.mark.parametrize('file', [f for f, args in ARGUMENTS.items() if len(args) > 1])
+def test_an_unknown_argument_names_the_known_ones(file):
+  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*crt'):
+    configs.load_config(f'{ROOT}/{file}:crtt')

@@ -1,0 +1,165 @@
+"""The real Tasks in miniature: a tokenizer with every term of its loss, and an image LM."""
+
+import atexit
+import functools
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+
+from jaxmm.data.array_store import ArrayStoreWriter
+from jaxmm.data.pipeline import DataConfig, make_batches
+from jaxmm.data.sources import ArraySource, UnreadableRecord
+from jaxmm.models import image_lm
+from jaxmm.tokenizers import vqgan_task
+
+SIDE, CODES, GRID, CLASSES = 8, 24, 4, 3
+BATCH = 16
+
+NETWORK = dict(
+  channels=8,
+  multipliers=(1, 1),
+  res_blocks=1,
+  attention=False,
+  z_channels=8,
+  norm_groups=2,
+)
+REGULARIZER = dict(weight=4.0, ramp_steps=5, width=16, heads=4, hidden=16)
+ADVERSARIAL = dict(start=2, discriminator=dict(channels=8, layers=1, norm='group'))
+ADAMW = dict(name='adamw', learning_rate=1e-3, b1=0.9, b2=0.95, clip=1.0)
+
+
+def pictures(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  """(image_NYXC uint8, label_N): a disc, a square or a stripe (the class) in two colours."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:SIDE, :SIDE]
+  label_N, images = rng.integers(0, CLASSES, rows), []
+  for label in label_N:
+    centre, colours = rng.uniform(2, SIDE - 2, 2), rng.integers(0, 256, (2, 3))
+    dy, dx = y - centre[0], x - centre[1]
+    distance = (np.hypot(dy, dx), np.maximum(abs(dy), abs(dx)), abs(dy))[label]
+    noise = rng.integers(-12, 13, (SIDE, SIDE, 3))
+    image = np.where((distance < SIDE / 4)[..., None], *colours) + noise
+    images.append(np.clip(image, 0, 255))
+  return np.stack(images).astype(np.uint8), label_N
+
+
+class Damaged(ArraySource):
+  """Every 17th record cannot be read."""
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    if i % 17 == 16:
+      raise UnreadableRecord('its bytes are damaged')
+    return super().__getitem__(i)
+
+
+def image_batches(rows: int, seed: int, train: bool):
+  """A function of (process, processes) to Batches of pictures, a few of them unreadable."""
+  config = DataConfig(
+    name='arrays', image_size=SIDE, channels=3, crop='none', flip=train, num_classes=CLASSES,
+    max_bad_fraction=0.2, threads=0,
+  )  # fmt: skip
+  source = Damaged(*pictures(rows, seed))
+  return lambda index, count: make_batches(
+    config, batch_size=BATCH, seed=7, process_index=index, process_count=count, train=train,
+    source=source,
+  )  # fmt: skip
+
+
+@functools.cache
+def token_store() -> pathlib.Path:
+  """Stores of both splits with two views a row, of codes that have something to learn: a class's
+  own walk over the codebook. The same in every process, each in a directory of its own."""
+  directory = pathlib.Path(tempfile.mkdtemp(prefix='jaxmm-tokens-'))
+  atexit.register(shutil.rmtree, directory, ignore_errors=True)
+  for split, rows in (('train', 53), ('test', 21)):
+    rng = np.random.default_rng(rows)
+    label_N = rng.integers(0, CLASSES, rows)
+    walk_NVL = np.cumsum(rng.integers(0, 3, (rows, 2, GRID**2)), axis=-1)
+    write_tokens(directory / split, (walk_NVL + 8 * label_N[:, None, None]) % CODES, label_N, split)
+  return directory
+
+
+def write_tokens(directory, codes, label_N, split: str = 'train', **meta: Any) -> None:
+  """A token store as `jaxmm tokenize` writes them; every 17th row is of an unreadable picture."""
+  fields = {'codes': (codes.shape[1:], 'uint16'), 'label': ((), 'int32'), 'valid': ((), 'bool')}
+  meta = {'num_codes': CODES, 'grid': [GRID, GRID], 'num_classes': CLASSES, 'split': split} | meta
+  writer = ArrayStoreWriter(directory, fields, len(codes), len(codes), meta)
+  valid_N = np.arange(len(codes)) % 17 != 16
+  writer.write_shard(0, {'codes': codes, 'label': label_N, 'valid': valid_N})
+
+
+def token_batches(split: str):
+  """A function of (process, processes) to Batches of codes."""
+
+  def make(index: int, count: int):
+    config = DataConfig(
+      name='tokens', path=str(token_store()), split=split, num_classes=CLASSES,
+      max_bad_fraction=0.2, threads=0,
+    )  # fmt: skip
+    return make_batches(
+      config, batch_size=BATCH, seed=7, process_index=index, process_count=count,
+      train=split == 'train',
+    )  # fmt: skip
+
+  return make
+
+
+def tokenizer_model(**quantizer: Any) -> dict[str, Any]:
+  """Settings of a tokenizer with regularizer and discriminator."""
+  return dict(
+    image_size=SIDE,
+    perceptual=dict(name='none'),
+    vqgan=dict(NETWORK, quantizer=dict(codes=CODES, width=4, **quantizer)),
+    regularizer=REGULARIZER,
+    adversarial=ADVERSARIAL,
+  )
+
+
+def case(name: str) -> dict[str, Any]:
+  """What `tests.train_cases.TrainCase` needs of the case `name`."""
+  run = dict(
+    steps=20, batch=BATCH, checkpoint=dict(every=4), log=dict(every=3), evaluate=dict(every=10)
+  )
+  if name == 'image_lm':
+    model = dict(
+      depth=2, width=32, num_heads=4, hidden=32, num_codes=CODES, num_classes=CLASSES, grid=GRID
+    )
+    return dict(
+      name=name,
+      make_task=lambda: image_lm.make_task(model),
+      make_batches=token_batches('train'),
+      make_eval=token_batches('test'),
+      config=dict(
+        run,
+        task='jaxmm.models.image_lm',
+        model=model,
+        optimizer=dict(model=dict(ADAMW, weight_decay=0.05, schedule='cosine', warmup=3)),
+        ema=0.9,
+      ),
+    )
+  model = tokenizer_model(**QUANTIZERS[name])
+  return dict(
+    name=name,
+    make_task=lambda: vqgan_task.make_task(model),
+    make_batches=image_batches(53, seed=1, train=True),
+    make_eval=image_batches(21, seed=2, train=False),
+    config=dict(
+      run,
+      task='jaxmm.tokenizers.vqgan_task',
+      model=model,
+      optimizer=dict(generator=ADAMW, discriminator=ADAMW, regularizer=ADAMW),
+      ema=0.9,
+    ),
+  )
+
+
+QUANTIZERS = {
+  'tokenizer_ema': dict(update='ema', revive_after=4, revive_slots=64),
+  'tokenizer_gradient': dict(
+    revive_after=4, revive_slots=64, entropy_weight=0.1, entropy_temperature=0.5,
+    entropy_reference='running',
+  ),
+}  # fmt: skip
