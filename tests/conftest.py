@@ -19,7 +19,11 @@ ALLOWED_SKIPS = pathlib.Path(__file__).parent / 'allowed_skips.txt'
 _skipped: dict[str, str] = {}
 
 
-def pytest_configure():
+def pytest_configure(config):
+  # Most of the fast suite's time is compilation, and nothing in it depends on how well LLVM
+  # optimises; the slow suite runs as users run. No test module has imported jax yet.
+  if config.option.markexpr == 'not slow' and '--xla_backend_opt' not in os.environ['XLA_FLAGS']:
+    os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
   _skipped.clear()
   _allowed_skips()  # a line that cannot be read must stop the run before it begins
 
