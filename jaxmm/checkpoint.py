@@ -30,6 +30,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from jaxmm.config import ConfigError, RunError
 from jaxmm.core import digest, leaf_names
 
 _ITEM = 'state'  # the name of the arrays within an Orbax checkpoint
@@ -48,9 +49,8 @@ class _Reported(logging.Filter):
 _REPORTED = _Reported()
 
 
-class CheckpointError(RuntimeError):
-  """A checkpoint that cannot be written, read or fitted to the state; the message says which and
-  why."""
+class CheckpointError(RunError, RuntimeError):
+  """A checkpoint that cannot be written, read or fitted to the state, and why."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -87,7 +87,7 @@ class Checkpoints:
       keep_every: every checkpoint whose step is a multiple of this stays as well.
     """
     if keep < 1 or (keep_every is not None and keep_every < 1):
-      raise ValueError(f'keep={keep}, keep_every={keep_every}: expected at least 1 (or None)')
+      raise ConfigError(f'keep={keep}, keep_every={keep_every}: expected at least 1 (or None)')
     self._directory = epath.Path(
       os.path.abspath(directory) if '://' not in str(directory) else directory
     )

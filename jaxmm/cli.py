@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import jaxmm
-from jaxmm.config import ConfigError
+from jaxmm.config import ConfigError, RunError
 
 _INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
 
@@ -24,12 +25,26 @@ def main(argv: Sequence[str] | None = None) -> int:
   options.overrides = rest
   try:
     return options.run(options) or 0
-  except (ConfigError, FileNotFoundError, PermissionError, NotADirectoryError) as error:
-    print(f'jaxmm {options.verb}: {error}', file=sys.stderr)
-    return 2
+  except (ConfigError, RunError, OSError) as error:
+    if isinstance(error, OSError) and not _is_the_users(error):
+      raise
+    # Which stage of a study it was; others' notes are about tracebacks.
+    notes = [n for n in getattr(error, '__notes__', ()) if n.startswith('in stage ')]
+    print(f'jaxmm {options.verb}: ' + '\n  '.join([str(error), *notes]), file=sys.stderr)
+    return 1 if isinstance(error, RunError) else 2
   except KeyboardInterrupt:
     print(f'\njaxmm {options.verb}: interrupted; run the same command again to go on', flush=True)
     return _INTERRUPTED
+
+
+def _is_the_users(error: OSError) -> bool:
+  """Whether it is about a file that the user named, or the disk, rather than a bug."""
+  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+    return True
+  kinds = (
+    FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError,
+  )  # fmt: skip
+  return isinstance(error, kinds)
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

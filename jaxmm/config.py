@@ -25,6 +25,13 @@ class ConfigError(ValueError):
   """A setting that cannot be used; the message names the field, the value and what was expected."""
 
 
+class RunError(Exception):
+  """A run that cannot go on for a reason outside the program; the message is all that a user needs.
+
+  The command line prints it without a traceback.
+  """
+
+
 def unknown_key(key: str, known: Sequence[str], where: str) -> ConfigError:
   """The error for a key that does not exist, with its nearest neighbours."""
   near = difflib.get_close_matches(

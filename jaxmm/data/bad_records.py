@@ -8,11 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxmm.config import RunError
+
 # Below so many records seen, one damaged file is no rate yet.
 _FEWEST_SEEN = 1000
 
 
-class TooManyBadRecords(RuntimeError):
+class TooManyBadRecords(RunError, RuntimeError):
   """More records are unreadable than the config allows; the message names the first."""
 
 

@@ -249,6 +249,11 @@ class Batches:
     passes = grain.MapDataset.range(-(-self.num_records // batch_size))
     self._pass = passes.map(self._rows_of_pass).map(self._read)
 
+  @property
+  def source(self) -> Source:
+    """What is read, without the choice of records."""
+    return sources.innermost(self._reader.source)
+
   def at(self, step: int) -> Batch:
     """This process's rows of global batch `step`, read now."""
     return self._steps[self._checked(step)]

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmm.config import ConfigError
 from jaxmm.tokenizers.vqgan import Vqgan, VqganConfig
 
 IGNORED = ('quantize.codebook_used',)
@@ -38,8 +39,8 @@ def from_state_dict(config: VqganConfig, state_dict: Mapping[str, np.ndarray]) -
       checkpoint).
 
   Raises:
-    ValueError: names that are missing, that the model does not have, or whose shape differs; all of
-      them are named, with the shapes.
+    ConfigError: names that are missing, that the model does not have, or whose shape differs; all
+      of them are named, with the shapes.
   """
   expected = {ours: (theirs, shape) for ours, theirs, shape in _table(config)}
   _check(state_dict, dict(expected.values()))
@@ -60,14 +61,14 @@ def to_state_dict(config: VqganConfig, params: Mapping[str, Any]) -> dict[str, n
     node: Any = params
     for part in path:
       if not isinstance(node, Mapping) or part not in node:
-        raise ValueError(
+        raise ConfigError(
           f'the parameters have no {"/".join(path)}; are they those of Vqgan with this config?'
         )
       node = node[part]
     array = np.asarray(node, np.float32)
     array = np.ascontiguousarray(array.transpose(3, 2, 0, 1)) if array.ndim == 4 else array
     if array.shape != shape:
-      raise ValueError(
+      raise ConfigError(
         f'{"/".join(path)} has the shape {array.shape} in LlamaGen layout, '
         f'but the config makes it {shape}'
       )
@@ -118,7 +119,7 @@ def _check(state_dict: Mapping[str, np.ndarray], expected: Mapping[str, tuple[in
   if wrong:
     problems.append(f'{len(wrong)} of another shape: {_listed(wrong)}')
   if problems:
-    raise ValueError(
+    raise ConfigError(
       'this is no LlamaGen tokenizer of the given config. Weights '
       + '; weights '.join(problems)
       + '. Choose the config that the checkpoint was trained with (VQ_16, VQ_8), and pass its '

@@ -169,7 +169,7 @@ class ImageLm(nn.Module):
     """
     cfg, seeds = self.config, None
     if ids_BL.shape[1] != cfg.length:
-      raise ValueError(
+      raise ConfigError(
         f'ids_BL has {ids_BL.shape[1]} codes an image, but model.grid {cfg.grid} means {cfg.length}'
       )
     if dropout_key_B is not None:

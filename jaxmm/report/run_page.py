@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxmm.config import ConfigError
 from jaxmm.report import figures, page
 from jaxmm.report.markup import Html, duration_text, number_text
 
@@ -125,7 +126,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   """The object in a JSON file; {} if there is no such file.
 
   Raises:
-    ValueError: the file is no JSON object; the message names it.
+    ConfigError: the file is no JSON object; the message names it.
   """
   path = pathlib.Path(path)
   if not path.is_file():
@@ -133,9 +134,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise ValueError(f'{path} is not JSON ({error})') from error
+    raise ConfigError(f'{path} is not JSON ({error})') from error
   if not isinstance(value, dict):
-    raise ValueError(f'{path} holds a {type(value).__name__}, expected an object')
+    raise ConfigError(f'{path} holds a {type(value).__name__}, expected an object')
   return value
 
 
@@ -167,7 +168,7 @@ def run_page(directory: str | os.PathLike) -> page.Page:
 
   Raises:
     FileNotFoundError: `directory` is no directory, or holds neither `log.jsonl` nor `config.json`.
-    ValueError: `config.json` or `environment.json` cannot be read.
+    ConfigError: `config.json` or `environment.json` cannot be read.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():

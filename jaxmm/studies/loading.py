@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmm import sharding
@@ -69,7 +70,7 @@ class LoadedTokenizer(LoadedRun):
     """Code ids int32 [B, L] of uint8 images [B, Y, X, C]."""
     image_BYXC = np.asarray(image_BYXC)
     if image_BYXC.dtype != np.uint8:
-      raise ValueError(f'encode takes uint8 images in 0..255, got {image_BYXC.dtype}')
+      raise ConfigError(f'encode takes uint8 images in 0..255, got {image_BYXC.dtype}')
 
     def encode(variables, chunk):
       pixels = self.task.pixels({'image_BYXC': chunk})
@@ -83,13 +84,14 @@ class LoadedTokenizer(LoadedRun):
     """Images uint8 [B, Y, X, C] of code ids; `grid` (rows, columns) where it is not square."""
     ids_BL = np.asarray(ids_BL)
     if ids_BL.size and (ids_BL.min() < 0 or ids_BL.max() >= self.num_codes):
-      raise ValueError(
+      raise ConfigError(
         f'ids run from {ids_BL.min()} to {ids_BL.max()}, but the tokenizer in {self.directory} has '
         f'codes 0 to {self.num_codes - 1}'
       )
 
     def decode(variables, chunk):
-      return to_pixels(self.model.apply(variables, chunk, grid, method='decode_ids'))
+      image = self.model.apply(variables, chunk, grid, method='decode_ids')
+      return to_pixels(image).astype(jnp.uint8)
 
     return _in_chunks(decode, self.network(), ids_BL, batch)
 
@@ -116,7 +118,7 @@ class LoadedImageLm(LoadedRun):
     labels = np.asarray(labels, np.int32)
     config = self.task.config
     if labels.size and (labels.min() < 0 or labels.max() >= config.num_classes):
-      raise ValueError(
+      raise ConfigError(
         f'labels run from {labels.min()} to {labels.max()}, but the model in {self.directory} has '
         f'classes 0 to {config.num_classes - 1}'
       )
@@ -241,7 +243,7 @@ def _in_chunks(fn, variables, rows: np.ndarray, batch: int) -> np.ndarray:
   for start in range(0, max(1, len(rows)), batch):
     chunk = rows[start : start + batch]
     if not len(chunk):
-      raise ValueError('there are no rows to work on')
+      raise ConfigError('there are no rows to work on')
     padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
     out.append(np.asarray(compiled(variables, padded))[: len(chunk)])
   return np.concatenate(out)

@@ -51,6 +51,7 @@ def reconstruct(
   files: Sequence[str] | None = None,
 ) -> str:
   """Writes a PNG with each original above its reconstruction; returns what it says of them."""
+  _check_wanted(output, num)
   loaded = loading.load(directory)
   if not isinstance(loaded, loading.LoadedTokenizer):
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected a tokenizer')
@@ -78,6 +79,7 @@ def sample(
   **sampling: Any,
 ) -> str:
   """Writes a PNG grid of samples (and their array); returns what it wrote."""
+  _check_wanted(output, num)
   loaded = loading.load(directory)
   if not isinstance(loaded, loading.LoadedImageLm):
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected an image model')
@@ -87,6 +89,13 @@ def sample(
   if array:
     np.savez(array, arr_0=images)
   return f'{num} samples: {output}' + (f', {array}' if array else '')
+
+
+def _check_wanted(output: str | os.PathLike, num: int) -> None:
+  if pathlib.Path(output).suffix.lower() not in ('.png', '.jpg', '.jpeg', '.webp'):
+    raise ConfigError(f'--output is {str(output)!r}, expected a picture file such as out.png')
+  if num < 1:
+    raise ConfigError(f'--num is {num}, expected at least 1')
 
 
 def _write_png(image_YXC: np.ndarray, output: str | os.PathLike) -> None:

@@ -86,11 +86,11 @@ class VqganConfig:
     """Rows and columns of the latent grid of an image.
 
     Raises:
-      ValueError: a side is not a positive multiple of the downsampling factor.
+      ConfigError: a side is not a positive multiple of the downsampling factor.
     """
     f = self.downsampling
     if height < 1 or width < 1 or height % f or width % f:
-      raise ValueError(
+      raise ConfigError(
         f'an image of {height}x{width} (rows x columns) cannot be encoded: both must be multiples '
         f'of {f}, the downsampling factor of multipliers={self.multipliers}; the nearest size is '
         f'{max(1, round(height / f)) * f}x{max(1, round(width / f)) * f}'
@@ -216,17 +216,17 @@ class Vqgan(nn.Module):
     """The encoder's output [B, Y/f, X/f, z_channels] of images in [-1, 1].
 
     Raises:
-      ValueError: not four axes, a side that the downsampling factor f does not divide, or another
+      ConfigError: not four axes, a side that the downsampling factor f does not divide, or another
         number of channels than the config's.
     """
     c = self.config
     if image_BYXC.ndim != 4:
-      raise ValueError(
+      raise ConfigError(
         f'images have shape {image_BYXC.shape}, expected four axes: batch, rows, columns, channels'
       )
     c.grid(*image_BYXC.shape[1:3])
     if image_BYXC.shape[3] != c.image_channels:
-      raise ValueError(
+      raise ConfigError(
         f'images have {image_BYXC.shape[3]} channels (shape {image_BYXC.shape}), the model has '
         f'image_channels={c.image_channels}; convert the images or set vqgan.image_channels'
       )
@@ -259,13 +259,13 @@ class Vqgan(nn.Module):
       grid: rows and columns of the latent grid; None for a square one.
 
     Raises:
-      ValueError: the grid does not hold L positions, or none was given and L is no square.
+      ConfigError: the grid does not hold L positions, or none was given and L is no square.
     """
     B, L = ids_BL.shape
     side = round(L**0.5)
     rows, columns = grid or (side, side)
     if rows * columns != L:
-      raise ValueError(
+      raise ConfigError(
         f'{L} ids an image do not fill a grid of {rows}x{columns}; '
         'give decode_ids grid=(rows, columns)'
       )

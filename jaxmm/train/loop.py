@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.checkpoint import Checkpoints
-from jaxmm.config import ConfigError
+from jaxmm.config import ConfigError, RunError
 from jaxmm.task import Task, TrainState
 from jaxmm.train import state as states
 from jaxmm.train import step as steps
@@ -74,7 +74,7 @@ class BatchSource(Protocol):
   def describe(self, record: int) -> str: ...
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(RunError, FloatingPointError):
   """A loss or gradient was not finite; the message says at which step, on which records, how to go
   on.
 

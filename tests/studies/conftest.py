@@ -1,0 +1,69 @@
+"""The whole path once for all tests of this room: pictures, tokenizer, codes, image model."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from tests import tiny_runs
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# These programs run for microseconds; compiling them is all that they cost.
+QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+SCRIPT = """
+import sys
+from jaxmm import cli
+for line in sys.stdin.read().splitlines():
+  status = cli.main(line.split())
+  if status:
+    sys.exit(status)
+"""
+
+
+def run_verbs(*lines: str) -> str:
+  """Command lines one after another in one process of its own; what they printed.
+
+  Raises:
+    AssertionError: one failed.
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT],
+    input='\n'.join(lines),
+    env=dict(os.environ, XLA_FLAGS=QUICK),
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+  assert done.returncode == 0, done.stdout[-3000:]
+  return done.stdout
+
+
+@pytest.fixture(scope='package')
+def path(tmp_path_factory):
+  """What the verbs left: directories by name, and what they printed."""
+  at = tmp_path_factory.mktemp('path')
+  out = types.SimpleNamespace(
+    pictures=tiny_runs.write_pictures(at / 'pictures'),
+    tokenizer=at / 'tokenizer',
+    tokens=at / 'tokens',
+    lm=at / 'lm',
+  )
+  both = lambda where: f'--config.data.path={where} --config.eval_data.path={where}'
+  config = tiny_runs.__file__
+  out.printed = run_verbs(
+    f'train --config {config}:tokenizer --workdir {out.tokenizer} {both(out.pictures)}',
+    *(
+      f'tokenize --run {out.tokenizer} --split {split} --batch 8 --output {out.tokens}/{split}'
+      for split in ('train', 'test')
+    ),
+    f'train --config {config}:image_lm --workdir {out.lm} {both(out.tokens)}',
+    f'evaluate --run {out.tokenizer} --batch 8',
+    f'sample --run {out.lm} --num 4 --guidance 1.5 --output {at}/samples.png '
+    f'--array {at}/samples.npz',
+    f'reconstruct --run {out.tokenizer} --num 5 --output {at}/rebuilt.png',
+    f'report {out.lm}',
+  )
+  return out

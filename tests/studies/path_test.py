@@ -1,0 +1,103 @@
+"""The verbs one after another: each reads what the one before it left."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxmm
+from jaxmm import cli
+from jaxmm.config import ConfigError
+from jaxmm.data.array_store import ArrayStore
+from jaxmm.models import image_lm
+from jaxmm.studies import convert, loading
+from jaxmm.train import log
+from tests import tiny_runs
+
+
+def images_of(folder):
+  """Pictures of the test split in the order of the data, uint8 [N, 8, 8, 3]."""
+  files = sorted((folder / 'test').rglob('*.png'))
+  return np.stack([np.asarray(Image.open(f)) for f in files])
+
+
+@pytest.fixture(scope='module')
+def tokenizer(path):
+  return jaxmm.load(path.tokenizer)
+
+
+def test_three_lines_encode_decode_and_sample(path, tokenizer):
+  ids = tokenizer.encode(images_of(path.pictures))
+  assert ids.shape == (10, 16) and ids.dtype == np.int32 and len(np.unique(ids)) > 1
+  images = tokenizer.decode(ids)
+  assert images.shape == (10, 8, 8, 3) and images.dtype == np.uint8
+  np.testing.assert_array_equal(images[:3], tokenizer.decode(ids[:3]))
+  with pytest.raises(ConfigError, match=r'ids run from .* to 16.*codes 0 to 15'):
+    tokenizer.decode(ids * 0 + 16)
+
+
+def test_codes_of_the_store_are_those_of_the_tokenizer(path, tokenizer):
+  store = ArrayStore(path.tokens / 'test')
+  np.testing.assert_array_equal(store.read('codes'), tokenizer.encode(images_of(path.pictures)))
+  assert store.meta['num_codes'] == tiny_runs.CODES and store.meta['grid'] == [4, 4]
+  assert store.meta['tokenizer_step'] == 4
+
+
+def test_an_unreadable_picture_is_named_counted_and_has_no_weight(path):
+  store = ArrayStore(path.tokens / 'train')
+  valid = store.read('valid')
+  assert (~valid).sum() == 1 and not store.read('codes')[~valid].any()
+  lines = [x for x in log.read(path.tokenizer / 'log.jsonl') if x['kind'] == 'train']
+  named = {name for line in lines for name in line['unreadable']}
+  assert len(named) == 1 and 'train/0/' in named.pop()
+
+
+def test_evaluate_writes_what_the_log_says(path):
+  results = json.loads((path.tokenizer / 'evaluation.json').read_text())['results']
+  line = [x for x in log.read(path.tokenizer / 'log.jsonl') if x['kind'] == 'evaluate'][-1]
+  assert results['reconstruction/mse'] == pytest.approx(line['reconstruction/mse'], rel=1e-5)
+  assert 1 < results['reconstruction/code_perplexity'] <= tiny_runs.CODES
+  assert 'reconstruction/mse' in path.printed
+
+
+def test_sample_reconstruct_and_report_wrote_their_files(path):
+  at = path.lm.parent
+  assert np.load(at / 'samples.npz')['arr_0'].shape == (4, 8, 8, 3)
+  for name in ('samples', 'rebuilt'):
+    assert min(Image.open(at / f'{name}.png').size) >= 16
+  assert '5 images, PSNR' in path.printed
+  assert 'cross_entropy' in (path.lm / 'report.html').read_text()
+
+
+def test_moved_together_the_codes_still_lead_to_their_tokenizer(path, tmp_path):
+  for name in ('tokenizer', 'tokens', 'lm'):
+    shutil.copytree(getattr(path, name), tmp_path / name)
+  config = json.loads((tmp_path / 'lm' / 'config.json').read_text())
+  config['data']['path'] = '../tokens'
+  (tmp_path / 'lm' / 'config.json').write_text(json.dumps(config))
+  found = loading.tokenizer_of(loading.read_config(tmp_path / 'lm'), tmp_path / 'lm')
+  assert found.resolve() == (tmp_path / 'tokenizer').resolve()
+
+
+def test_convert_out_and_in_again_is_bit_equal(path, tmp_path, monkeypatch):
+  monkeypatch.setitem(convert._VQ_PRESETS, 'tiny', tiny_runs.NETWORK)
+  monkeypatch.setitem(image_lm.PRESETS, 'tiny', tiny_runs.IMAGE_MODEL)
+  for layout, run, size in (('vq.npz', path.tokenizer, 8), ('gpt.safetensors', path.lm, 64)):
+    file, layout = tmp_path / layout, layout.partition('.')[0]
+    back = tmp_path / layout
+    verb = ['convert', '--format', f'llamagen-{layout}']
+    assert cli.main([*verb, '--input', str(run), '--output', str(file)]) == 0
+    more = ['--preset', 'tiny', '--image-size', str(size)]
+    assert cli.main([*verb, *more, '--input', str(file), '--output', str(back)]) == 0
+    ours, theirs = (jaxmm.load(d).variables['params'] for d in (run, back))
+    ours = {'vqgan': ours['vqgan']} if layout == 'vq' else ours
+    flat = lambda tree: {
+      '/'.join(k.key for k in p): np.asarray(x)
+      for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    assert flat(ours).keys() == flat(theirs).keys()
+    for name, value in flat(ours).items():
+      np.testing.assert_array_equal(value, flat(theirs)[name], err_msg=name)
