@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import jaxmm
 from jaxmm.config import ConfigError, RunError
 
+# A disk that is full, over its quota or read-only.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
 
 
@@ -28,10 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ConfigError, RunError, OSError) as error:
     if isinstance(error, OSError) and not _is_the_users(error):
       raise
-    # Which stage of a study it was; others' notes are about tracebacks.
-    notes = [n for n in getattr(error, '__notes__', ()) if n.startswith('in stage ')]
-    print(f'jaxmm {options.verb}: ' + '\n  '.join([str(error), *notes]), file=sys.stderr)
-    return 1 if isinstance(error, RunError) else 2
+    print(f'jaxmm {options.verb}: {_described(error, options)}', file=sys.stderr)
+    return 2 if isinstance(error, ConfigError) or _names_a_file(error) else 1
   except KeyboardInterrupt:
     print(f'\njaxmm {options.verb}: interrupted; run the same command again to go on', flush=True)
     return _INTERRUPTED
@@ -39,12 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _is_the_users(error: OSError) -> bool:
   """Whether it is about a file that the user named, or the disk, rather than a bug."""
-  if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-    return True
+  return _names_a_file(error) or error.errno in _FULL
+
+
+def _names_a_file(error: Exception) -> bool:
   kinds = (
     FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError,
   )  # fmt: skip
   return isinstance(error, kinds)
+
+
+def _described(error: Exception, options: argparse.Namespace) -> str:
+  # Which stage of a study it was; others' notes are about tracebacks.
+  notes = [n for n in getattr(error, '__notes__', ()) if n.startswith('in stage ')]
+  if isinstance(error, OSError) and error.errno in _FULL:
+    # A failed write does not say where.
+    names = ('workdir', 'output', 'model', 'run_dir')
+    where = next((str(v) for n in names if (v := getattr(options, n, None))), '.')
+    notes.append(f'while writing for {where}; make room and run the same command again to go on')
+  return '\n  '.join([str(error), *notes])
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -128,7 +141,7 @@ def _train(options) -> int:
   from jaxmm import config as configs
   from jaxmm.studies import run
 
-  config = configs.override(configs.load_config(options.config), options.overrides)
+  config = run.with_settings(configs.load_config(options.config), options.overrides)
   run.train_from_config(
     config,
     options.workdir,

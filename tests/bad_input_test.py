@@ -7,6 +7,7 @@ import pathlib
 import resource
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -62,9 +63,10 @@ def save_array(path, array):
 
 
 def test_too_many_unreadable_pictures(pictures, tmp_path, capsys):
-  setting = '--config.data.max_bad_fraction=0.01'
-  said = refused(capsys, setting, data=pictures, workdir=tmp_path / 'run', status=1)
-  assert_names(said, 'train/0/', 'max_bad_fraction=0.01', 'Mend or remove them, or set')
+  for file in (pictures / 'train' / '1').iterdir():
+    file.write_bytes(b'not a picture')
+  said = refused(capsys, data=pictures, workdir=tmp_path / 'run', status=1)
+  assert_names(said, 'train/1/', 'max_bad_fraction=0.1 allows', 'Mend or remove them, or set')
 
 
 def test_wrong_number_of_channels(pictures, tmp_path, capsys):
@@ -96,7 +98,7 @@ def test_picture_of_another_size(pictures, tmp_path, capsys):
 def test_image_size_not_a_multiple_of_the_patch(pictures, tmp_path, capsys):
   settings = ['--config.model.image_size=9', '--config.data.image_size=9', '--config.data.crop=pad']
   said = refused(capsys, *settings, data=pictures, workdir=tmp_path / 'run')
-  assert_names(said, '9', 'multiple', '2', '8 or 10')
+  assert_names(said, 'model.image_size is 9', 'must be multiples of 2', 'nearest size is 8x8')
 
 
 def test_empty_folder(tmp_path, capsys):
@@ -170,8 +172,8 @@ def test_tokens_of_another_tokenizer(meta, change, parts, tokens, tmp_path, caps
 
 
 def test_pictures_for_an_image_model(pictures, tmp_path, capsys):
-  setting = '--config.data.name=images'
-  said = refused(capsys, setting, what='image_lm', data=pictures, workdir=tmp_path / 'run')
+  settings = ['--config.data.name=images', '--config.eval_data.name=images']
+  said = refused(capsys, *settings, what='image_lm', data=pictures, workdir=tmp_path / 'run')
   assert_names(said, "data.name is 'images'", 'jaxmm tokenize')
 
 
@@ -186,23 +188,29 @@ def train_lm(tokens, workdir, *words):
   return cli.main(argv)
 
 
-def test_full_disk_and_loss_that_is_not_finite(tokens, tmp_path, capsys):
-  workdir, limits = tmp_path / 'run', resource.getrlimit(resource.RLIMIT_FSIZE)
-  assert train_lm(tokens, workdir, '--stop-after', '2') == 0
-  resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # the system writes no more
-  try:
-    status = train_lm(tokens, workdir)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  said = capsys.readouterr().err
-  assert status == 1 and 'Traceback' not in said
-  assert_names(said, 'checkpoint 4 could not be saved', 'MiB are free', 'untouched: 2')
-  # With room again the same command goes on.
-  assert train_lm(tokens, workdir, '--stop-after', '3') == 0
-  assert 'resumes from step 2' in capsys.readouterr().out
+def test_full_disk_while_saving(tokens, tmp_path, capsys):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  for size, parts in (
+    (8000, ('checkpoint 2 could not be saved', 'MiB are free', str(tmp_path / '8000'))),
+    (500, ('File too large', f'while writing for {tmp_path}/500', 'make room')),
+  ):
+    # A shared cache of compiled programs would keep what was cut off.
+    jax.config.update('jax_enable_compilation_cache', False)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # the system writes no more
+    try:
+      status = train_lm(tokens, tmp_path / str(size))
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+      jax.config.update('jax_enable_compilation_cache', True)
+    said = capsys.readouterr().err
+    assert status == 1 and 'Traceback' not in said
+    assert_names(said, *parts)
 
-  words = ['--config.optimizer.model.learning_rate=1e30', '--accept-config-change']
-  assert train_lm(tokens, workdir, *words, '--config.steps=9', '--config.checkpoint.every=0') == 1
+
+def test_loss_that_is_not_finite(tokens, tmp_path, capsys):
+  settings = ['optimizer.model.learning_rate=1e30', 'checkpoint.every=0', 'steps=9']
+  words = [f'--config.{setting}' for setting in settings]
+  assert train_lm(tokens, tmp_path / 'run', *words) == 1
   said = capsys.readouterr().err
   assert_names(said, 'is not finite', 'had the records', 'To go on', 'skip_batches=(')
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,11 +19,50 @@ from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
 from jaxmm.data.sources import TokenSource
 from jaxmm.models import image_lm
+from jaxmm.sharding import MeshConfig
 from jaxmm.task import Task, TrainState
 from jaxmm.tokenizers import text
 from jaxmm.train import loop
+from jaxmm.train.optimizer import OptimizerConfig
+from jaxmm.train.run_config import RunConfig
 
 _NOT_THE_TRAINERS = ('task', 'model', 'data', 'eval_data')
+
+
+def with_settings(config, assignments: Sequence[str]):
+  """`config.override`, also for settings that a config leaves at their default.
+
+  Args:
+    config: a ConfigDict; changed in place.
+    assignments: `key.subkey=value`; keys of the trainer, the data and the optimizers, and those of
+      the model that the config has.
+
+  Raises:
+    ConfigError: see `jaxmm.config.override`.
+  """
+  data = configs.plain(pipeline.DataConfig())
+  defaults = configs.plain(
+    RunConfig(task='', steps=1, batch=1, optimizer={label: {} for label in config.optimizer})
+  )
+  defaults |= {'mesh': configs.plain(MeshConfig()), 'data': data, 'eval_data': data, 'model': {}}
+  rule = configs.plain(OptimizerConfig())
+  defaults['optimizer'] = dict.fromkeys(config.optimizer, rule)
+  known = configs.flattened(defaults)
+  for assignment in assignments:
+    key = assignment.partition('=')[0]
+    if key not in known or key in configs.flattened(config):
+      continue
+    *parents, leaf = key.split('.')
+    if parents and parents[0] not in config and parents[0] == 'eval_data':
+      continue
+    with config.unlocked():
+      node = config
+      for parent in parents:
+        if parent not in node:
+          node[parent] = type(config)()
+        node = node[parent]
+      node[leaf] = known[key]
+  return configs.override(config, assignments)
 
 
 def make_task(config: Mapping[str, Any]) -> Task:

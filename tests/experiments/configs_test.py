@@ -70,20 +70,33 @@ def batch_shapes(config, task):
   return out | {'image_BYXC': shape(np.uint8, size, size, data.channels)}
 
 
+# Tracing these takes seconds each and adds little to the others of their file.
+SLOW = ('baseline', 'crt_131k')
+
+
 @pytest.mark.parametrize('spec', SPECS)
-def test_config_builds_and_its_loss_traces(spec, monkeypatch):
+def test_config_builds(spec, monkeypatch):
   monkeypatch.setattr(perceptual, 'load_weights', lpips_shapes)
   config = configs.load_config(f'{ROOT}/{spec}')
   trainer = configs.from_mapping(RunConfig, configs.plain(config), spec)
-  task = run.make_task(config)
+  assert run.make_task(config).step_flops(trainer.batch) > 0
   train, held_out = (
     configs.from_mapping(DataConfig, configs.plain(config[section]), section)
     for section in ('data', 'eval_data')
   )
   assert (train.split, held_out.split) == ('train', 'test')
   assert not held_out.flip and held_out.crop != 'random'
-  assert task.step_flops(trainer.batch) > 0
 
+
+@pytest.mark.parametrize(
+  'spec',
+  [pytest.param(s, marks=[pytest.mark.slow] * s.endswith(SLOW)) for s in SPECS],
+)
+def test_labels_cover_all_parameters_and_the_loss_traces(spec, monkeypatch):
+  monkeypatch.setattr(perceptual, 'load_weights', lpips_shapes)
+  config = configs.load_config(f'{ROOT}/{spec}')
+  trainer = configs.from_mapping(RunConfig, configs.plain(config), spec)
+  task = run.make_task(config)
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
   rows = batch_shapes(config, task)
   blueprint = states.plan_state(

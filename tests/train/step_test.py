@@ -102,10 +102,17 @@ def test_no_array_is_whole_where_the_rules_split_it(case_name, mesh_name):
     split_something |= not is_whole
   assert split_something
   # Moments and averages lie like their parameters.
-  like = {x.shape: x.sharding for x in jax.tree.leaves(bench.state.params) if x.ndim > 1}
-  for x in jax.tree.leaves((bench.state.opt_state, bench.state.ema)):
-    if x.shape in like and x.ndim > 1:
-      assert x.sharding.is_equivalent_to(like[x.shape], x.ndim)
+  leaves = lambda tree: [
+    (tuple(getattr(key, 'key', None) for key in path), x)
+    for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  ]
+  followed = 0
+  for path, x in leaves(bench.state.params):
+    for other_path, other in leaves((bench.state.opt_state, bench.state.ema)):
+      if other_path[-len(path) :] == path:
+        assert other.sharding.is_equivalent_to(x.sharding, x.ndim), other_path
+        followed += 1
+  assert followed >= 2 * len(jax.tree.leaves(bench.state.params))
 
 
 def test_initialisation_never_holds_a_whole_array():
