@@ -151,7 +151,7 @@ def _control_codes(study: Study, arms: dict[str, dict], seed: int) -> int:
     {'ladder': list(LADDER)},
     tuple(names.values()),
     title='codebook size of the control',
-    cost=1e6,
+    cost=0.1,
   )
   study.add(search)
   study.run()

@@ -70,7 +70,7 @@ def add_stages(study: Study, plan: TwoStage) -> None:
       lambda path: _write_reference(path, first, plan, study.echo),
       _feature_settings(plan) | {'data': first['data']},
       title='statistics of the training images',
-      cost=1e9,
+      cost=5.0,
     )
   )
   for seed, arm in paired(plan.seeds, list(plan.tokenizers)):
@@ -87,10 +87,15 @@ def add_tokenizer(study: Study, config: Mapping[str, Any], seed: int, arm: str) 
         lambda path: train_and_measure(config, path, study.echo),
         config,
         title=f'seed {seed}, arm {arm}: tokenizer',
-        cost=run.make_task(config).step_flops(config['batch']) * config['steps'],
+        cost=_seconds(config),
       )
     )
   return name
+
+
+def _seconds(config: Mapping[str, Any]) -> float:
+  """Rough seconds of a training run on two CPU cores; only the ratio to other stages matters."""
+  return 30.0 + run.make_task(config).step_flops(config['batch']) * config['steps'] / 4e10
 
 
 def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
@@ -105,7 +110,7 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
       {'views': plan.views},
       (f'{at}/tokenizer',),
       title=f'{title}: codes of the data',
-      cost=1e12,
+      cost=20.0,
     )
   )
   full = stage_two(model, tokenizer, study.path(f'{at}/tokens'))
@@ -116,7 +121,7 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
       stage_two(model, tokenizer, 'tokens'),
       (f'{at}/tokens',),
       title=f'{title}: image model',
-      cost=run.make_task(full).step_flops(full['batch']) * full['steps'],
+      cost=_seconds(full),
     )
   )
   study.add(
@@ -126,7 +131,7 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
       _feature_settings(plan) | {'num': plan.num_samples, 'sampling': dict(plan.sampling)},
       (f'{at}/image_model', 'reference'),
       title=f'{title}: samples',
-      cost=1e12,
+      cost=20.0,
     )
   )
 
