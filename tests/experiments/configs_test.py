@@ -70,8 +70,8 @@ def batch_shapes(config, task):
   return out | {'image_BYXC': shape(np.uint8, size, size, data.channels)}
 
 
-# Tracing these takes seconds each and adds little to the others of their file.
-SLOW = ('baseline', 'crt_131k')
+# Tracing a tokenizer takes seconds; the paper's stands for the others.
+SLOW = ('baseline', 'crt_131k', 'mini.py:crt', 'cifar10.py:crt')
 
 
 @pytest.mark.parametrize('spec', SPECS)

@@ -236,6 +236,22 @@ def test_killed_again_and_again_on_changing_machines_it_ends_the_same(case_name,
   assert_same_log(log_of(tmp_path / 'killed'), log_of(tmp_path / 'whole'), case.rtol)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('case_name', train_cases.parameters())
+def test_two_processes_have_the_curves_of_one_device(case_name, tmp_path):
+  case, every = CASES[case_name], dict(log=dict(every=1), checkpoint=dict(every=0))
+  whole = train(case, tmp_path / 'one', config=every)
+  overrides = json.dumps(dict(every, rules='fsdp', mesh=dict(data=2, fsdp=2)))
+  arguments = [case_name, str(tmp_path / 'two'), overrides]
+  multiprocess.run_processes(2, SCRIPT, 2, arguments, timeout=400)
+  one, two = log_of(tmp_path / 'one'), log_of(tmp_path / 'two')
+  assert sum(line['kind'] == 'train' for line in one) == 20
+  assert_same_log(one, two, case.rtol)
+  # Statistics of the codebook, as far as there is one.
+  extra = saved_state(case, tmp_path / 'two').extra
+  assert_same_state(extra, whole.extra, rtol=case.rtol, atol=1e-6)
+
+
 @pytest.mark.parametrize('mesh_name', ['tensor'])
 def test_resumes_on_another_number_of_devices(reference, tmp_path, mesh_name):
   train(TOY, tmp_path, stop_after=7)
