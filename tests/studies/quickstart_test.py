@@ -84,13 +84,13 @@ def test_killed_in_two_stages_it_goes_on_and_says_the_same(tmp_path):
   assert status == -signal.SIGKILL, said[-3000:]
   done = {f: f.stat().st_mtime_ns for f in killed.rglob('result.json')}
   assert len(done) == 3  # the reference, a tokenizer and its codes
-  status, said = start(killed, pictures, die_run=1, die_step=15)  # in the second tokenizer
+  status, said = start(killed, pictures, die_run=1, die_step=38)  # in the second tokenizer
   assert status == -signal.SIGKILL, said[-3000:]
   status, said = start(killed, pictures)
   assert status == 0, said[-3000:]
   assert said.count(': done before (') == 5
   # The second tokenizer goes on from its checkpoint, its image model is new.
-  assert 'trainings began at [10, 0]' in said
+  assert any(f'trainings began at [{step}, 0]' in said for step in (20, 30))
   assert {f: f.stat().st_mtime_ns for f in done} == done
   assert results(killed) == results(whole)
   assert (killed / 'report.html').stat().st_size > 10_000
