@@ -6,8 +6,9 @@ width.
 Every backend lowers the mask specification (`core.masks`) or refuses it with what it would need:
 
   xla      everything, everywhere; builds [B, N, L, S]
-  chunked  everything, everywhere; memory grows with L, not L * S (online softmax, arXiv:1805.02867,
-  2112.05682) cudnn    NVIDIA GPUs in 16 bits
+  chunked  everything, everywhere; memory grows with L, not L * S
+           (online softmax, arXiv:1805.02867, 2112.05682)
+  cudnn    NVIDIA GPUs in 16 bits
   splash   TPUs; causal, window, full, segments
 """
 
