@@ -71,6 +71,17 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
   return cls(**{k: _converted(hints[k], v, f'{where}.{k}') for k, v in dict(values).items()})
 
 
+def from_preset(
+  cls: type[T], presets: Mapping[str, Mapping[str, Any]], values: Mapping[str, Any], where: str
+) -> T:
+  """As `from_mapping`; the key `size` names a preset, which the other keys override."""
+  values = dict(values)
+  size = values.pop('size', None)
+  if size is not None and size not in presets:
+    raise ConfigError(f'{where}.size is {size!r}, expected one of {", ".join(presets)}')
+  return from_mapping(cls, {**presets.get(size, {}), **values}, where)
+
+
 def _converted(hint: Any, value: Any, where: str) -> Any:
   """`value` as the annotated type: nested dataclasses built, lists to tuples, ints to floats."""
   options = (

@@ -31,8 +31,11 @@ def run_suite(directory, allowed, ci):
   (directory / 'pytest.ini').write_text('[pytest]\npython_files = *_test.py\n')
   return subprocess.run(
     [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'tests'],
-    cwd=directory, env=os.environ | {'CI': ci, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'}, capture_output=True, text=True,
-  )  # fmt: skip
+    cwd=directory,
+    env=os.environ | {'CI': ci, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1'},
+    capture_output=True,
+    text=True,
+  )
 
 
 def test_an_unlisted_skip_fails_under_ci_and_is_named(tmp_path):

@@ -48,6 +48,14 @@ def test_what_does_not_fit_is_named(values, message):
     configs.from_mapping(Outer, values)
 
 
+def test_a_preset_is_filled_in_and_overridden():
+  presets = {'small': {'steps': 1, 'sizes': (1,)}}
+  out = configs.from_preset(Outer, presets, {'size': 'small', 'steps': 2}, 'model')
+  assert out == Outer(2, sizes=(1,))
+  with pytest.raises(ConfigError, match="model.size is 'big', expected one of small"):
+    configs.from_preset(Outer, presets, {'size': 'big'}, 'model')
+
+
 def test_overrides_are_typed_like_what_they_replace():
   config = ml_collections.ConfigDict({'a': {'x': 1, 'y': 2.0, 's': 'q', 't': (1,), 'n': None}})
   configs.override(config.lock(), ['a.x=5', 'a.y=3', 'a.s=7', 'a.t=(1,2)', 'a.n=4'])

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmm import task as tasks
-from jaxmm.config import ConfigError, from_mapping
+from jaxmm.config import ConfigError, from_preset
 from jaxmm.core import axes, decode, decoding, layers, losses, masks, positions, transformer
 
 # depth, width, num_heads of the published sizes, and two that train on a laptop.
@@ -133,11 +133,7 @@ def config_of(model: Mapping[str, Any]) -> ImageLmConfig:
   Raises:
     ConfigError: an unknown size or key, or a value that cannot be used.
   """
-  model = dict(model)
-  size = model.pop('size', None)
-  if size is not None and size not in PRESETS:
-    raise ConfigError(f'model.size is {size!r}, expected one of {", ".join(PRESETS)}')
-  return from_mapping(ImageLmConfig, {**PRESETS.get(size, {}), **model}, 'model')
+  return from_preset(ImageLmConfig, PRESETS, model, 'model')
 
 
 class ImageLm(nn.Module):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmm import task as tasks
-from jaxmm.config import ConfigError, from_mapping
+from jaxmm.config import ConfigError, from_preset
 from jaxmm.core import axes, decode, decoding, layers, losses, masks, positions, transformer
 from jaxmm.core.protocols import Scorer
 
@@ -155,11 +155,7 @@ def config_of(model: Mapping[str, Any]) -> LmConfig:
   Raises:
     ConfigError: an unknown size or key, or a value that cannot be used.
   """
-  model = dict(model)
-  size = model.pop('size', None)
-  if size is not None and size not in PRESETS:
-    raise ConfigError(f'model.size is {size!r}, expected one of {", ".join(PRESETS)}')
-  return from_mapping(LmConfig, {**PRESETS.get(size, {}), **model}, 'model')
+  return from_preset(LmConfig, PRESETS, model, 'model')
 
 
 class Lm(nn.Module):
