@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import os
 import pathlib
 import shutil
 import tempfile
@@ -68,12 +69,18 @@ def image_batches(rows: int, seed: int, train: bool):
   )  # fmt: skip
 
 
+# One directory for a test process and those that it starts: the log names files.
+_TOKENS = 'JAXMM_TEST_TOKENS'
+if _TOKENS not in os.environ:
+  os.environ[_TOKENS] = tempfile.mkdtemp(prefix='jaxmm-tokens-')
+  atexit.register(shutil.rmtree, os.environ[_TOKENS], ignore_errors=True)
+
+
 @functools.cache
 def token_store() -> pathlib.Path:
   """Stores of both splits with two views a row, of codes that have something to learn: a class's
-  own walk over the codebook. The same in every process, each in a directory of its own."""
-  directory = pathlib.Path(tempfile.mkdtemp(prefix='jaxmm-tokens-'))
-  atexit.register(shutil.rmtree, directory, ignore_errors=True)
+  own walk over the codebook."""
+  directory = pathlib.Path(os.environ[_TOKENS])
   for split, rows in (('train', 53), ('test', 21)):
     rng = np.random.default_rng(rows)
     label_N = rng.integers(0, CLASSES, rows)
