@@ -6,11 +6,11 @@
     jaxmm train --config experiments/crt/cifar10.py:image_lm --workdir runs/cifar-lm
 
 The data is TFDS's `cifar10`; for a folder or zip of pictures (train/CLASS/*, test/CLASS/*) set
---config.data.name=images --config.data.path=FILE and the same for eval_data. Arguments: `crt`
-(default), `baseline`, `image_lm`. `jaxmm reproduce crt` runs them all (claim.py).
+--config.data.name=images --config.data.path=FILE. Arguments: `crt` (default), `baseline`,
+`image_lm`. `jaxmm reproduce crt` runs them all (claim.py).
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxmm.config import ConfigError
 
@@ -28,8 +28,10 @@ def get_config(what: str = 'crt') -> ConfigDict:
 
 def tokenizer(is_regularized: bool) -> ConfigDict:
   """Stage 1."""
+  # eval_data follows what is set for data.
+  name, path = FieldReference('cifar10'), FieldReference('')
   data = dict(
-    name='cifar10', path='', split='train', image_size=IMAGE_SIZE, channels=3, crop='none',
+    name=name, path=path, split='train', image_size=IMAGE_SIZE, channels=3, crop='none',
     flip=True, cache=True, num_classes=10,
   )  # fmt: skip
   adamw = dict(
@@ -55,7 +57,7 @@ def tokenizer(is_regularized: bool) -> ConfigDict:
         perceptual=dict(name='none'),
       ),
       data=data,
-      eval_data=dict(data, split='test', flip=False),
+      eval_data=dict(data, name=name.identity(), path=path.identity(), split='test', flip=False),
       optimizer=dict(generator=adamw),
       checkpoint=dict(every=100, keep=2),
       log=dict(every=20),
@@ -72,7 +74,8 @@ def tokenizer(is_regularized: bool) -> ConfigDict:
 
 def image_lm() -> ConfigDict:
   """Stage 2."""
-  data = dict(name='tokens', path='runs/cifar-tokens', split='train', num_classes=10)
+  path = FieldReference('runs/cifar-tokens')  # eval_data follows what is set for data
+  data = dict(name='tokens', path=path, split='train', num_classes=10)
   adamw = dict(
     name='adamw', learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.05, clip=1.0,
     schedule='cosine', warmup=30,
@@ -87,7 +90,7 @@ def image_lm() -> ConfigDict:
         size='mini', num_codes=CODES, num_classes=10, grid=IMAGE_SIZE // DOWNSAMPLING
       ),
       data=data,
-      eval_data=dict(data, split='test'),
+      eval_data=dict(data, path=path.identity(), split='test'),
       optimizer=dict(model=adamw),
       checkpoint=dict(every=100, keep=2),
       log=dict(every=20),

@@ -3,6 +3,7 @@
     jaxmm train --config experiments/crt/imagenet256.py:crt --workdir GS/crt \
         --config.data.path=IMAGENET --config.model.perceptual.weights=LPIPS.safetensors
     jaxmm tokenize --run GS/crt --views ten --output GS/tokens/train
+    jaxmm tokenize --run GS/crt --split test --output GS/tokens/test
     jaxmm train --config experiments/crt/imagenet256.py:XL --workdir GS/xl \
         --config.data.path=GS/tokens
 
@@ -15,7 +16,7 @@ augmentation, codes of width 8. The regularizer's width follows from the paper's
 training FLOPs"; its optimizer's settings are the generator's.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxmm.config import ConfigError
 
@@ -34,8 +35,9 @@ def get_config(what: str = 'crt') -> ConfigDict:
 
 def tokenizer(what: str) -> ConfigDict:
   """Stage 1: VQ-16, 256 codes an image."""
+  path = FieldReference('')  # eval_data follows what is set for data
   data = dict(
-    name='images', path='', split='train', image_size=256, channels=3, convert_channels=True,
+    name='images', path=path, split='train', image_size=256, channels=3, convert_channels=True,
     crop='random', flip=True, num_classes=1000, threads=16, prefetch=8,
   )  # fmt: skip
   adam = dict(name='adam', learning_rate=1e-4, b1=0.9, b2=0.95, clip=1.0, schedule='constant')
@@ -56,7 +58,7 @@ def tokenizer(what: str) -> ConfigDict:
         adversarial=dict(weight=0.5, loss='hinge', start=20_000),
       ),
       data=data,
-      eval_data=dict(data, split='test', crop='center', flip=False),
+      eval_data=dict(data, path=path.identity(), split='test', crop='center', flip=False),
       optimizer=dict(generator=adam, discriminator=adam),
       mesh=dict(data=-1, fsdp=1, tensor=1),
       rules='dp',
@@ -66,16 +68,16 @@ def tokenizer(what: str) -> ConfigDict:
     )
   )
   if what != 'baseline':
-    config.model.regularizer = dict(
-      weight=4.0, ramp_steps=1000, layers=2, width=1024, heads=16, dtype='bfloat16'
-    )
+    config.model.regularizer = dict(weight=4.0, ramp_steps=1000, layers=2, dtype='bfloat16')
     config.optimizer.regularizer = dict(adam, name='adamw', weight_decay=0.0)
   return config
 
 
 def image_lm(size: str) -> ConfigDict:
   """Stage 2; the paper's largest run is XL: 375k iterations at batch 256."""
-  data = dict(name='tokens', path='tokens', split='train', num_classes=1000, threads=8)
+  path = FieldReference('tokens')  # eval_data follows what is set for data
+  data = dict(name='tokens', path=path, split='train', num_classes=1000, threads=8)
+  is_large = size in ('XXL', '3B')
   return ConfigDict(
     dict(
       task='jaxmm.models.image_lm',
@@ -86,15 +88,15 @@ def image_lm(size: str) -> ConfigDict:
         size=size, num_codes=16_384, num_classes=1000, grid=16, dtype='bfloat16', remat='dots'
       ),
       data=data,
-      eval_data=dict(data, split='test'),
+      eval_data=dict(data, path=path.identity(), split='test'),
       optimizer=dict(
         model=dict(
           name='adamw', learning_rate=1e-4, b1=0.9, b2=0.95, weight_decay=0.05, clip=1.0,
           schedule='constant',
         )
       ),
-      mesh=dict(data=-1, fsdp=1, tensor=1),
-      rules='dp' if size in ('B', 'L', 'XL') else 'fsdp',
+      mesh=dict(data=1, fsdp=-1, tensor=1) if is_large else dict(data=-1, fsdp=1, tensor=1),
+      rules='fsdp' if is_large else 'dp',
       checkpoint=dict(every=2000, keep=3, keep_every=75_000),
       log=dict(every=100),
       evaluate=dict(every=25_000),

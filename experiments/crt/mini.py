@@ -7,11 +7,10 @@
     jaxmm sample --run runs/mini-lm --num 64 --output samples.png
 
 Arguments: `crt` (default) and `baseline`, the tokenizer with and without the regularizer;
-`image_lm`, stage 2 on the tokens in runs/mini-tokens (for others set --config.data.path and
---config.eval_data.path).
+`image_lm`, stage 2 on the tokens in runs/mini-tokens (for others set --config.data.path).
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from jaxmm.config import ConfigError
 
@@ -70,7 +69,8 @@ def tokenizer(is_regularized: bool) -> ConfigDict:
 
 def image_lm() -> ConfigDict:
   """Stage 2."""
-  data = dict(name='tokens', path='runs/mini-tokens', split='train', num_classes=10)
+  path = FieldReference('runs/mini-tokens')  # eval_data follows what is set for data
+  data = dict(name='tokens', path=path, split='train', num_classes=10)
   return ConfigDict(
     dict(
       task='jaxmm.models.image_lm',
@@ -81,7 +81,7 @@ def image_lm() -> ConfigDict:
         size='mini', num_codes=CODES, num_classes=10, grid=IMAGE_SIZE // DOWNSAMPLING
       ),
       data=data,
-      eval_data=dict(data, split='test'),
+      eval_data=dict(data, path=path.identity(), split='test'),
       optimizer=dict(
         model=dict(name='adamw', learning_rate=1e-3, b1=0.9, b2=0.95, weight_decay=0.05, clip=1.0,
                    schedule='cosine', warmup=20)

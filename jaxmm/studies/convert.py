@@ -51,10 +51,12 @@ def run(
     network = vqgan_task.make_task(model).config.network
     params = {'vqgan': llamagen_vq.from_state_dict(network, state_dict)}
     task, optimizer = 'jaxmm.tokenizers.vqgan_task', {'generator': {}}
+    data = {'name': 'images', 'image_size': image_size, 'channels': 3, 'crop': 'center'}
   else:
     params = llamagen_gpt.image_lm_from_llamagen(image_lm.config_of(model), state_dict)
-    task, optimizer = 'jaxmm.models.image_lm', {'model': {}}
-  _write_run(pathlib.Path(output), task, model, optimizer, params, str(source))
+    task, optimizer, data = 'jaxmm.models.image_lm', {'model': {}}, {}
+  config = RunConfig(task=task, steps=1, batch=1, optimizer=optimizer, model=model, data=data)
+  _write_run(pathlib.Path(output), config, params, str(source))
   number = sum(x.size for x in jax.tree.leaves(params))
   return f'{number:,} parameters of {source} as a run in {output}'
 
@@ -75,17 +77,11 @@ def _model_settings(layout: str, preset: str | None, image_size: int) -> dict[st
 
 
 def _write_run(
-  directory: pathlib.Path,
-  task: str,
-  model: Mapping[str, Any],
-  optimizer: Mapping[str, Any],
-  params: Mapping[str, Any],
-  source: str,
+  directory: pathlib.Path, config: RunConfig, params: Mapping[str, Any], source: str
 ) -> None:
   if (directory / 'config.json').exists():
     raise ConfigError(f'{directory} is a run directory already; give another --output')
   directory.mkdir(parents=True, exist_ok=True)
-  config = RunConfig(task=task, steps=1, batch=1, optimizer=optimizer, model=model)
   # The checkpoint comes first: a directory with a config.json is whole.
   Checkpoints(directory / 'checkpoints').save(
     0, {'params': jax.device_put(params)}, {'converted_from': source}, wait=True

@@ -91,8 +91,11 @@ def make_batches(
 ) -> pipeline.Batches:
   """The batches of `config.data` (training) or `config.eval_data` for this process."""
   section = 'data' if train else 'eval_data'
-  if section not in config:
-    raise ConfigError(f'the config has no {section}')
+  if not config.get(section):
+    raise ConfigError(
+      f'the config has no {section}; a converted checkpoint knows no data: name pictures '
+      f'(--images) or give the config a {section} section'
+    )
   data = configs.from_mapping(pipeline.DataConfig, configs.plain(config[section]), section)
   # Data imports no tokenizer; text that wants a trained one gets it here.
   is_encoded = data.name == 'text' and data.text.tokenizer != 'bytes'

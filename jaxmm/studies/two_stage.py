@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import jaxmm
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.evaluate.features import feature_statistics
@@ -85,7 +86,7 @@ def add_tokenizer(study: Study, config: Mapping[str, Any], seed: int, arm: str) 
       Stage(
         name,
         lambda path: train_and_measure(config, path, study.echo),
-        config,
+        config | {'jaxmm': jaxmm.__version__},
         title=f'seed {seed}, arm {arm}: tokenizer',
         cost=_seconds(config),
       )
@@ -118,7 +119,7 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
     Stage(
       f'{at}/image_model',
       lambda path: train_and_measure(full, path, study.echo),
-      stage_two(model, tokenizer, 'tokens'),
+      stage_two(model, tokenizer, 'tokens') | {'jaxmm': jaxmm.__version__},
       (f'{at}/tokens',),
       title=f'{title}: image model',
       cost=_seconds(full),
@@ -205,6 +206,7 @@ def _sample(study: Study, plan: TwoStage, at: str, seed: int, path: pathlib.Path
 def _feature_settings(plan: TwoStage) -> dict[str, Any]:
   return {
     'features': plan.features,
+    'feature_weights': plan.feature_weights,
     'feature_size': plan.feature_size,
     'reference': plan.reference,
   }
@@ -214,15 +216,11 @@ def _write_reference(
   path: pathlib.Path, tokenizer: Mapping[str, Any], plan: TwoStage, echo: Echo
 ) -> dict[str, Any]:
   """Feature statistics of training images as the tokenizer sees them, without randomness."""
-  config = dict(tokenizer, eval_data=dict(tokenizer['data'], flip=False))
-  batches = run.make_batches(config, train=False, batch=100)
-  images, have = [], 0
-  for rows in batches.once():
-    images.append(rows['image_BYXC'][rows['valid_B'] > 0])
-    have += len(images[-1])
-    if have >= plan.reference:
-      break
-  images = np.concatenate(images)[: plan.reference]
+  # Evenly spaced records: folders and zips come sorted by class.
+  data = dict(tokenizer['data'], flip=False, max_records=plan.reference)
+  batches = run.make_batches(dict(tokenizer, eval_data=data), train=False, batch=100)
+  rows = [batch['image_BYXC'][batch['valid_B'] > 0] for batch in batches.once()]
+  images = np.concatenate(rows)
   echo(f'{len(images)} training images')
   if plan.features == 'components':
     np.savez(path / 'components.npz', **principal_components(images, plan.feature_size))

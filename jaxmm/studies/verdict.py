@@ -7,6 +7,8 @@ an interval; the interval against the threshold gives the criterion's outcome:
 - *fails*: it lies wholly on the other side;
 - *open*: it touches or holds the threshold, a measurement is not finite, or seeds are too few.
 
+A criterion that is a condition (a control that must be one) never fails: it holds or is open.
+
 The claim is **reproduced** if every criterion holds, **not reproduced** if any fails, and otherwise
 **inconclusive**. That all criteria must hold needs no correction for their number (the chance that
 all hold by accident is at most that of one); that one failure is enough does not correct for it.
@@ -45,9 +47,12 @@ class Criterion:
     threshold: in units of the metric, or of the ratio.
     compare: 'difference', or 'ratio' for positive metrics (the interval is taken of its logarithm).
     test: 't', Student's interval of the mean; 'bootstrap', percentiles of the resampled mean. With
-      few seeds the second is too narrow; it is a cross-check for ten seeds or more.
+      few seeds the second is too narrow; it is a cross-check for ten seeds or more. 'mean' looks at
+      the mean alone, for conditions.
     confidence: two-sided level of the interval.
     unit: shown beside the numbers.
+    is_condition: not asserted by the claim, but what makes the comparison mean anything (a control
+      that is one); where it does not hold it is open, so that nothing is decided.
   """
 
   name: str
@@ -57,15 +62,16 @@ class Criterion:
   claimed: Literal['below', 'above']
   threshold: float = 0.0
   compare: Literal['difference', 'ratio'] = 'difference'
-  test: Literal['t', 'bootstrap'] = 't'
+  test: Literal['t', 'bootstrap', 'mean'] = 't'
   confidence: float = 0.95
   unit: str = ''
+  is_condition: bool = False
 
   def __post_init__(self):
     for field, allowed in (
       ('claimed', ('below', 'above')),
       ('compare', ('difference', 'ratio')),
-      ('test', ('t', 'bootstrap')),
+      ('test', ('t', 'bootstrap', 'mean')),
     ):
       if getattr(self, field) not in allowed:
         raise ConfigError(
@@ -244,7 +250,9 @@ def _outcome(criterion: Criterion, low: float, high: float) -> str:
   below, above = high < criterion.threshold, low > criterion.threshold
   if not (below or above):
     return 'open'
-  return 'holds' if below == (criterion.claimed == 'below') else 'fails'
+  if below == (criterion.claimed == 'below'):
+    return 'holds'
+  return 'open' if criterion.is_condition else 'fails'
 
 
 def interval(
@@ -254,12 +262,14 @@ def interval(
 
   Args:
     values: one observation a seed.
-    test: 't' (Student, n - 1 degrees of freedom) or 'bootstrap' (percentile).
+    test: 't' (Student, n - 1 degrees of freedom), 'bootstrap' (percentile) or 'mean' (no width).
     confidence: for example 0.95.
   """
   observed = np.asarray(values, np.float64)
   if len(observed) < 2:
     return math.nan, math.nan
+  if test == 'mean':
+    return float(observed.mean()), float(observed.mean())
   if test == 'bootstrap':
     tail = (1 - confidence) / 2
     low, high = np.quantile(_resampled_means(observed), [tail, 1 - tail])

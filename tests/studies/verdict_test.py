@@ -143,3 +143,23 @@ def test_text_json_and_page_hold_every_number():
   assert stored['claim']['criteria'][0]['threshold'] == 0 and stored['outcome'] == 'reproduced'
   html = ''.join(result.blocks())
   assert 'Reproduced' in html and html.count('class="seed"') == 3
+
+
+def test_a_condition_that_does_not_hold_leaves_the_claim_open():
+  condition = Criterion(
+    'the control is one',
+    metric='mse',
+    arm='control',
+    against='crt',
+    claimed='above',
+    threshold=0.99,
+    compare='ratio',
+    test='mean',
+    is_condition=True,
+  )
+  claim = Claim('crt', 'a claim', (condition,))
+  crt = {seed: {'mse': 1.0} for seed in range(3)}
+  degraded = {seed: {'mse': value} for seed, value in enumerate((0.97, 1.01, 1.02))}
+  good = {seed: {'mse': 0.9} for seed in range(3)}
+  assert judge(claim, {'crt': crt, 'control': degraded}).outcome == verdict.REPRODUCED
+  assert judge(claim, {'crt': crt, 'control': good}).outcome == verdict.INCONCLUSIVE
