@@ -359,6 +359,9 @@ checkpoints.wait()
 restored, meta, step = checkpoints.restore(abstract)
 same = all(np.array_equal(np.asarray(s.data), value[s.index])
            for x in restored.values() for s in x.addressable_shards)
+plain, _, plain_step = checkpoints.load_numpy()
+same_plain = plain_step == 2 and set(plain) == set(state) and all(
+  isinstance(x, np.ndarray) and np.array_equal(x, value) for x in plain.values())
 # Now only process 1 finds the newest damaged, and both must take the older one.
 import jaxmm.checkpoint as module
 read = module._read
@@ -370,7 +373,8 @@ module._read = fails
 with warnings.catch_warnings(record=True) as caught:
   warnings.simplefilter('always')
   older = Checkpoints(sys.argv[1]).restore(abstract)[2]
-print(json.dumps([same, meta['position'], step, older, [str(w.message) for w in caught]]))
+messages = [str(w.message) for w in caught]
+print(json.dumps([same and same_plain, meta['position'], step, older, messages]))
 """
   outs = multiprocess.run_processes(2, _SAVE + script, 2, [tmp_path])
   for process, out in enumerate(outs):

@@ -27,7 +27,7 @@ def named_leaves(tree: Any, prefix: tuple[str, ...] = (), arrays: bool = False) 
         raise TypeError(f'{name} is {x!r}, expected a jax.ShapeDtypeStruct or an array')
       sharding = getattr(x, 'sharding', None)
       if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        sharding = _everywhere()
       x = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     out[name] = x
   return out
@@ -91,6 +91,15 @@ def mismatches(
   if whole:
     problems += [f'its {name} has no place in the state' for name in table if name not in wanted]
   return problems
+
+
+def _everywhere() -> jax.sharding.Sharding:
+  """For a leaf that says of no sharding: whole on one device, or, as an array of several processes
+  must be the same in all of them, whole on every device."""
+  if jax.process_count() == 1:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('device',))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def _described(x: Any) -> str:
