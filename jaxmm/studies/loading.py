@@ -27,7 +27,7 @@ from jaxmm.models import image_lm
 from jaxmm.studies import run
 from jaxmm.task import Task, example_keys
 from jaxmm.tokenizers import vqgan_task
-from jaxmm.tokenizers.vqgan import Vqgan
+from jaxmm.tokenizers.vqgan import Vqgan, VqganConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,29 +71,30 @@ class LoadedTokenizer(LoadedRun):
     image_BYXC = np.asarray(image_BYXC)
     if image_BYXC.dtype != np.uint8:
       raise ConfigError(f'encode takes uint8 images in 0..255, got {image_BYXC.dtype}')
-
-    def encode(variables, chunk):
-      pixels = self.task.pixels({'image_BYXC': chunk})
-      return self.model.apply(variables, pixels, method='encode_ids')
-
-    return _in_chunks(encode, self.network(), image_BYXC, batch)
+    if image_BYXC.ndim != 4:
+      raise ConfigError(
+        f'encode takes images [B, Y, X, C], got {list(image_BYXC.shape)}; one image is image[None]'
+      )
+    return _in_chunks(_encoder(self.task.config), self.network(), image_BYXC, batch)
 
   def decode(
     self, ids_BL: np.ndarray, grid: tuple[int, int] | None = None, batch: int = 64
   ) -> np.ndarray:
     """Images uint8 [B, Y, X, C] of code ids; `grid` (rows, columns) where it is not square."""
     ids_BL = np.asarray(ids_BL)
+    if ids_BL.ndim != 2:
+      raise ConfigError(
+        f'decode takes ids [B, L], got {list(ids_BL.shape)}; the ids of one image are '
+        'ids.reshape(1, -1)'
+      )
     if ids_BL.size and (ids_BL.min() < 0 or ids_BL.max() >= self.num_codes):
       raise ConfigError(
         f'ids run from {ids_BL.min()} to {ids_BL.max()}, but the tokenizer in {self.directory} has '
         f'codes 0 to {self.num_codes - 1}'
       )
 
-    def decode(variables, chunk):
-      image = self.model.apply(variables, chunk, grid, method='decode_ids')
-      return to_pixels(image).astype(jnp.uint8)
-
-    return _in_chunks(decode, self.network(), ids_BL, batch)
+    decoder = _decoder(self.model.config, tuple(grid) if grid else None)
+    return _in_chunks(decoder, self.network(), ids_BL, batch)
 
 
 class LoadedImageLm(LoadedRun):
@@ -236,9 +237,34 @@ def _sampler(config: image_lm.ImageLmConfig, sampling: SamplingConfig):
   return draw
 
 
-def _in_chunks(fn, variables, rows: np.ndarray, batch: int) -> np.ndarray:
-  """`fn(variables, rows)` in chunks of one size, so that it is compiled once."""
-  compiled, out = jax.jit(fn), []
+@functools.cache
+def _encoder(config: vqgan_task.TokenizerConfig):
+  """The compiled `(variables, image_BYXC) -> ids_BL`; kept for the next call."""
+  task = vqgan_task.VqganTask(config)
+
+  @jax.jit
+  def encode(variables, image_BYXC):
+    pixels = task.pixels({'image_BYXC': image_BYXC})
+    return task.model.apply(variables, pixels, method='encode_ids')
+
+  return encode
+
+
+@functools.cache
+def _decoder(config: VqganConfig, grid: tuple[int, int] | None):
+  """The compiled `(variables, ids_BL) -> image_BYXC`; kept for the next call."""
+
+  @jax.jit
+  def decode(variables, ids_BL):
+    image = Vqgan(config).apply(variables, ids_BL, grid, method='decode_ids')
+    return to_pixels(image).astype(jnp.uint8)
+
+  return decode
+
+
+def _in_chunks(compiled, variables, rows: np.ndarray, batch: int) -> np.ndarray:
+  """`compiled(variables, rows)` in chunks of one size, so that it is compiled once."""
+  out = []
   batch = min(batch, max(1, len(rows)))
   for start in range(0, max(1, len(rows)), batch):
     chunk = rows[start : start + batch]
