@@ -45,7 +45,8 @@ class Task:
   """What the trainer needs to know of a model. Subclasses are frozen dataclasses.
 
   `constants` are arrays the loss reads but nobody trains or saves (the weights of a perceptual
-  network); they reach `loss` as `variables['constants']`.
+  network); they reach `loss` as `variables['constants']`. A Task that reads them from a file
+  does so when they are first asked for, so that the rest of it works without the file.
   """
 
   constants: Mapping[str, Any] = {}
@@ -80,6 +81,17 @@ class Task:
   ) -> TrainState:
     """What follows the update (codebook averages, dead codes revived); default: nothing."""
     del stats, key, step
+    return state
+
+  def after_init_from(self, state: TrainState, new: frozenset[str]) -> TrainState:
+    """What a new state needs that took weights of another run (`--init-from`); traced; default:
+    nothing.
+
+    Args:
+      state: of step 0, with what the other run had.
+      new: the groups of parameters and the collections of `extra` that it did not have.
+    """
+    del new
     return state
 
   def label(self, path: tuple[str, ...]) -> str:

@@ -293,7 +293,7 @@ def initial_statistics(config: QuantizerConfig, codebook_KD: jax.Array) -> dict[
     stats['count_K'] = jnp.ones(config.codes)
     stats['sum_KD'] = jnp.asarray(codebook_KD, jnp.float32)
   if config.entropy_weight and config.entropy_reference == 'running':
-    stats['probability_K'] = jnp.full(config.codes, 1.0 / config.codes)
+    stats['probability_K'] = jnp.full(config.codes, 1.0 / config.codes, jnp.float32)
   return stats
 
 

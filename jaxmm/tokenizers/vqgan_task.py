@@ -13,6 +13,7 @@ Axes: B batch, Y rows, X columns, C channels, L latent positions, K codebook ent
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -133,10 +134,10 @@ class TokenizerConfig:
 
 
 def make_task(model: Mapping[str, Any]) -> VqganTask:
-  """The Task of `TokenizerConfig`'s settings; reads the perceptual network's file if one is named.
+  """The Task of `TokenizerConfig`'s settings.
 
   Raises:
-    ConfigError: unknown or unusable settings, weights that cannot be read.
+    ConfigError: unknown or unusable settings.
   """
   config = from_mapping(TokenizerConfig, model, 'model')
   if config.perceptual.name == 'edges':
@@ -148,16 +149,33 @@ def make_task(model: Mapping[str, Any]) -> VqganTask:
       'weights=FILE) to use it.',
       stacklevel=2,
     )
-  weights = perceptual.load_weights(config.perceptual)
-  return VqganTask(config, {'perceptual': weights} if weights else {})
+  return VqganTask(config)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VqganTask(Task):
-  """Trains `vqgan.Vqgan`; parameters in the groups 'vqgan', 'discriminator' and 'regularizer'."""
+  """Trains `vqgan.Vqgan`; parameters in the groups 'vqgan', 'discriminator' and 'regularizer'.
+
+  Attributes:
+    config: its settings.
+    perceptual_weights: what `perceptual.load_weights` gives; None reads the files of
+      `config.perceptual` when `constants` is first asked for.
+  """
 
   config: TokenizerConfig
-  constants: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  perceptual_weights: Mapping[str, Any] | None = None
+
+  @functools.cached_property
+  def constants(self) -> Mapping[str, Any]:
+    """The weights of the perceptual network, which only loss and evaluation need.
+
+    Raises:
+      ConfigError: they cannot be read.
+    """
+    weights = self.perceptual_weights
+    if weights is None:
+      weights = perceptual.load_weights(self.config.perceptual)
+    return {'perceptual': weights} if weights else {}
 
   @property
   def model(self) -> vqgan.Vqgan:
@@ -374,6 +392,14 @@ class VqganTask(Task):
       old_KD = _at(ema, _CODEBOOK)
       ema = _replaced(ema, _CODEBOOK, jnp.where(revived_K[:, None], codebook_KD, old_KD))
     return state.replace(opt_state=opt_state, ema=ema)
+
+  def after_init_from(self, state: TrainState, new: frozenset[str]) -> TrainState:
+    # Statistics of another codebook would overwrite the loaded one at the first 'ema' update.
+    if not new & {'vqgan', 'codebook_stats'}:
+      return state
+    codebook_KD = _at(state.params, _CODEBOOK)
+    statistics = quantizer.initial_statistics(self.config.network.quantizer, codebook_KD)
+    return state.replace(extra={**state.extra, 'codebook_stats': statistics})
 
   def label(self, path: tuple[str, ...]) -> str:
     if tuple(path) == _CODEBOOK and self.config.network.quantizer.update == 'ema':

@@ -13,7 +13,7 @@ from jaxmm import cli
 from jaxmm.config import ConfigError
 from jaxmm.data.array_store import ArrayStore
 from jaxmm.models import image_lm
-from jaxmm.studies import convert, loading
+from jaxmm.studies import convert, evaluation, loading
 from jaxmm.train import log
 from tests import tiny_runs
 
@@ -37,6 +37,42 @@ def test_three_lines_encode_decode_and_sample(path, tokenizer):
   np.testing.assert_array_equal(images[:3], tokenizer.decode(ids[:3]))
   with pytest.raises(ConfigError, match=r'ids run from .* to 16.*codes 0 to 15'):
     tokenizer.decode(ids * 0 + 16)
+
+
+def test_a_second_call_compiles_nothing(path, tokenizer):
+  images = images_of(path.pictures)[:2]
+  ids = tokenizer.encode(images)
+  tokenizer.decode(ids, (2, 8))
+  again = jaxmm.load(path.tokenizer)
+  compiled = []
+  listen = lambda event, *_, **__: compiled.append(event)
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    again.encode(images)
+    again.decode(ids, (2, 8))
+    assert not [event for event in compiled if 'compile' in event or 'trace' in event]
+    again.decode(ids[:1], (2, 8))  # another shape, which shows that the count counts
+    assert [event for event in compiled if 'compile' in event]
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_rows_without_a_batch_axis_are_refused(path, tokenizer):
+  with pytest.raises(ConfigError, match=r'\[B, Y, X, C\], got \[8, 8, 3\]; .*image\[None\]'):
+    tokenizer.encode(images_of(path.pictures)[0])
+  with pytest.raises(ConfigError, match=r'ids \[B, L\], got \[16\]; .*reshape\(1, -1\)'):
+    tokenizer.decode(np.zeros(16, np.int32))
+
+
+def test_only_training_and_evaluation_need_the_file_of_lpips(path, tokenizer, tmp_path):
+  shutil.copytree(path.tokenizer, tmp_path / 'run')
+  config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  config['model']['perceptual'] = {'name': 'lpips', 'weights': 'gone.safetensors'}
+  (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+  loaded, images = jaxmm.load(tmp_path / 'run'), images_of(path.pictures)
+  np.testing.assert_array_equal(loaded.encode(images), tokenizer.encode(images))
+  with pytest.raises(ConfigError, match="perceptual.weights names 'gone.safetensors', but there"):
+    evaluation.run_evaluations(loaded, batch=8)
 
 
 def test_codes_of_the_store_are_those_of_the_tokenizer(path, tokenizer):

@@ -16,7 +16,7 @@ from jaxmm.core import convnet
 from jaxmm.task import TrainState
 from jaxmm.tokenizers import quantizer
 from jaxmm.tokenizers.discriminator import Discriminator
-from jaxmm.tokenizers.vqgan_task import make_task
+from jaxmm.tokenizers.vqgan_task import VqganTask, make_task
 
 MODEL = {
   'image_size': 6,
@@ -288,6 +288,20 @@ def test_ema_codebooks_are_frozen_for_the_optimizer_and_moved_by_the_statistics(
   )
 
 
+@pytest.mark.parametrize('new', ['codebook_stats', 'discriminator'])
+def test_after_init_from_the_loaded_codebook_stays_at_an_update(new):
+  task = make_task(changed(vqgan__quantizer={'codes': 3, 'width': 2, 'update': 'ema'}))
+  make = functools.partial(quantizer.initial_statistics, task.config.network.quantizer)
+  codes = jnp.eye(3, 2)
+  params = {'vqgan': {'quantizer': {'codebook': codes}}}
+  state = state_of(params, {'codebook_stats': make(codes + 5)}, optax.identity())
+  state = task.after_init_from(state, frozenset({new}))
+  sums = {'count_K': jnp.zeros(3), 'sum_KD': jnp.zeros((3, 2))}
+  after = task.after_update(state, {'codes': sums}, jax.random.key(0), jnp.int32(0))
+  kept = codes if new == 'codebook_stats' else codes + 5  # loaded statistics are not touched
+  np.testing.assert_allclose(after.params['vqgan']['quantizer']['codebook'], kept, rtol=1e-6)
+
+
 def test_thirty_steps_on_blobs_lower_the_loss(case):
   optimizer = optax.flatten(optax.adam(1e-2))
   state = state_of(case.params, case.extra, optimizer)
@@ -358,7 +372,6 @@ def test_bad_settings_and_images_are_named(case):
     (changed(vqgan='vq_32'), "model.vqgan is 'vq_32'"),
     (changed(reconstruction='l3'), 'model.reconstruction'),
     (changed(adversarial__discriminator__layers=4), 'no patch is left'),
-    (changed(perceptual={'name': 'lpips', 'weights': 'nowhere.npz'}), 'no such file'),
     (changed(vqgan__chanels=3), 'did you mean channels'),
     (changed(adversarial__weighting='auto'), 'adversarial.weighting'),
   ):
@@ -366,6 +379,11 @@ def test_bad_settings_and_images_are_named(case):
       make_task(model)
   with pytest.warns(UserWarning, match='stand in for LPIPS'):
     make_task(changed(perceptual={'name': 'edges'}))
+  without_file = make_task(changed(perceptual={'name': 'lpips', 'weights': 'nowhere.npz'}))
+  with pytest.raises(ConfigError, match='no such file'):
+    _ = without_file.constants
+  given = VqganTask(without_file.config, perceptual_weights={'head_0': np.ones(2)})
+  assert given.constants == {'perceptual': given.perceptual_weights}
   image = case.batch['image_BYXC']
   for wrong in (image[:, :4], image[..., :1], image.astype(np.float32)):
     with pytest.raises(ConfigError, match='expect'):
