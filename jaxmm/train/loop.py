@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -23,8 +24,9 @@ from jax.sharding import Mesh
 
 from jaxmm import config as configs
 from jaxmm import sharding
-from jaxmm.checkpoint import Checkpoints
+from jaxmm.checkpoint import CheckpointError, Checkpoints
 from jaxmm.config import ConfigError, RunError
+from jaxmm.core import leaf_names
 from jaxmm.task import Task, TrainState
 from jaxmm.train import state as states
 from jaxmm.train import step as steps
@@ -112,7 +114,8 @@ def train(
     batches: training data; this process's rows of every global batch.
     workdir: gets `config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`.
     eval_batches: held-out data for the Task's evaluations, one finite pass each time.
-    init_from: a run directory (or its `checkpoints`) whose parameters a *new* run starts from.
+    init_from: a run directory (or its `checkpoints`) whose parameters a *new* run starts from. Of
+      the top-level groups of parameters it may lack some; those start new.
     accept_config_change: go on although settings that decide the result differ from the run's.
     profile: first and last step to trace, written to `workdir/profile`.
     stop_after: save and return once this many steps (counted from 0) are done.
@@ -135,6 +138,7 @@ def train(
     raise ConfigError(f'profile is {profile}, expected (first, last) with 0 <= first <= last')
   mesh, rules = _machine(config, mesh)
   steps.check_rows(config.batch, config.microbatches, mesh)
+  _ = task.constants  # a file that cannot be read is told before anything is written
   directory = open_workdir(workdir)
   checkpoints = Checkpoints(
     directory / 'checkpoints', keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
@@ -450,21 +454,36 @@ def _settle_config(directory, config, checkpoints, accept: bool, echo) -> None:
     write_config(directory, config)
 
 
-def _initialised_from(
-  path: str, state: TrainState, blueprint: states.Blueprint, echo
-) -> TrainState:
-  """The new run's state with the parameters (and the statistics that are there) of another run."""
+def _initialised_from(path: str, state: TrainState, blueprint: states.Blueprint, echo):
+  """The new run's state with the groups of parameters and the statistics that another run has."""
   inner = os.path.join(path, 'checkpoints')
   source = Checkpoints(inner if os.path.isdir(inner) else path)
-  params, _, step = source.restore_partial(blueprint.abstract.params, 'params')
-  extra, names = dict(state.extra), source.metadata(step).shapes
+  names, params = _newest_names(source), blueprint.abstract.params
+  new = {g for g in params if not any(f'{n}/'.startswith(f'params/{g}/') for n in names)}
+  new = new if len(new) < len(params) else set()  # nothing fits: reading all says what is wrong
+  taken = {group: tree for group, tree in params.items() if group not in new}
+  loaded, _, step = source.restore_partial(taken, 'params')
+  extra = dict(state.extra)
   for collection, tree in blueprint.abstract.extra.items():
-    if any(name.startswith(f'extra/{collection}/') for name in names):
+    if set(leaf_names.named_leaves(tree, ('extra', collection))) <= names:
       extra[collection] = source.restore_partial(tree, 'extra', collection, step=step)[0]
     else:
-      echo(f'{path} has no {collection}; it starts new')
-  echo(f'starts from step {step:,} of {path}')
-  return states.with_params(state, params, extra)
+      new.add(collection)
+  for name in sorted(new):
+    echo(f'{path} has no {name} (or not all of it); it starts new')
+  echo(f'starts from step {step:,} of {path} with {", ".join(taken)}')
+  state = states.with_params(state, {**state.params, **loaded}, extra)
+  finish = functools.partial(blueprint.task.after_init_from, new=frozenset(new))
+  with jax.set_mesh(blueprint.mesh):
+    return jax.jit(finish, out_shardings=blueprint.shardings, donate_argnums=0)(state)
+
+
+def _newest_names(source: Checkpoints) -> set[str]:
+  """The leaves of the newest checkpoint whose record can be read."""
+  for step in reversed(source.steps()):
+    with contextlib.suppress(CheckpointError):
+      return set(source.metadata(step).shapes)
+  return set()
 
 
 @contextlib.contextmanager

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from jaxmm import sharding
-from jaxmm.checkpoint import Checkpoints, DamagedCheckpointWarning
+from jaxmm.checkpoint import CheckpointError, Checkpoints, DamagedCheckpointWarning
 from jaxmm.config import ConfigError
+from jaxmm.tokenizers import vqgan_task
 from jaxmm.train import log, loop
-from tests import multiprocess, train_cases
+from tests import multiprocess, real_cases, train_cases
 from tests.train_cases import CASES, TOY
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -409,6 +410,49 @@ def test_init_from_takes_parameters_and_statistics_and_nothing_else(reference, t
   assert_same_state(ours.extra, state.extra)
   assert int(ours.step) == 0 and any(f'new, from {workdir}' in line for line in lines)
   assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(ours.opt_state))
+
+
+def test_init_from_a_run_with_some_groups_starts_the_others_new(tmp_path):
+  case, lines = CASES['tokenizer_ema'], []
+  mesh, rules, _ = train_cases.make_mesh('dp')
+  blueprint = train_cases.plan(case, mesh, rules)
+  draw = lambda x: np.random.default_rng(x.size).integers(0, 9, x.shape).astype(x.dtype)
+  state = jax.tree.map(lambda x: jax.device_put(draw(x), x.sharding), blueprint.abstract)
+  before = jax.device_get((state.params, state.opt_state))
+  source = {'vqgan': jax.tree.map(lambda x: x + 1.0, before[0]['vqgan'])}
+  extra = {'codebook_stats': {'unused_K': np.ones(real_cases.CODES, np.int32)}}  # as of 'gradient'
+  some = Checkpoints(tmp_path / 'some' / 'checkpoints')
+  some.save(3, {'params': source, 'extra': extra}, {}, wait=True)
+
+  # A leaf that is missing or misshapen within a group that is there is another model's.
+  for name, bias in (('less', {}), ('other', {'bias': np.ones(3, np.float32)})):
+    conv = {'kernel': source['vqgan']['quant_conv']['kernel']} | bias
+    params = {'vqgan': {**source['vqgan'], 'quant_conv': conv}}
+    Checkpoints(tmp_path / name).save(1, {'params': params}, {}, wait=True)
+    with pytest.raises(CheckpointError, match='params/vqgan/quant_conv/bias'):
+      loop._initialised_from(str(tmp_path / name), state, blueprint, print)
+  Checkpoints(tmp_path / 'none').save(1, {'params': {'x': np.ones(1, np.float32)}}, {}, wait=True)
+  with pytest.raises(CheckpointError, match='it has no params/'):
+    loop._initialised_from(str(tmp_path / 'none'), state, blueprint, print)
+
+  ours = loop._initialised_from(str(tmp_path / 'some'), state, blueprint, lines.append)
+  others = {'discriminator', 'regularizer'}
+  assert_same_state(ours.params, source | {name: before[0][name] for name in others})
+  assert_same_state(ours.opt_state, before[1])
+  codebook = source['vqgan']['quantizer']['codebook']
+  np.testing.assert_array_equal(ours.extra['codebook_stats']['sum_KD'], codebook)
+  assert jax.tree.map(lambda x: x.sharding, ours) == blueprint.shardings
+  for name in (*others, 'codebook_stats'):
+    assert f'{tmp_path}/some has no {name} (or not all of it); it starts new' in lines
+  assert lines[-1] == f'starts from step 3 of {tmp_path}/some with vqgan'
+
+
+def test_constants_that_cannot_be_read_are_refused_before_anything_is_written(tmp_path):
+  model = {'image_size': 8, 'perceptual': {'name': 'lpips', 'weights': 'gone.npz'}}
+  task = vqgan_task.make_task(model | {'vqgan': real_cases.NETWORK})
+  with pytest.raises(ConfigError, match="'gone.npz', but there is no such file"):
+    train(TOY, tmp_path / 'run', task=task)
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
