@@ -19,6 +19,8 @@ _INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one verb; returns the exit status (0 done, 1 failed, 2 bad usage or bad setting)."""
+  if hasattr(sys.stdout, 'reconfigure'):
+    sys.stdout.reconfigure(line_buffering=True)  # progress shows at once in a log file, too
   args, rest = _split_overrides(list(sys.argv[1:] if argv is None else argv))
   parser = _parser()
   options = parser.parse_args(args)
