@@ -32,7 +32,8 @@ MESHES = {
 @dataclasses.dataclass(frozen=True)
 class TrainCase:
   """Attributes: make_batches and make_eval take the number of this process and of all processes;
-  config: of `RunConfig`, without mesh and rules; rtol: of a loss curve on another mesh; is_slow:
+  config: of `RunConfig`, without mesh and rules; rtol: of a loss curve on another mesh; atol: of a
+  parameter after 20 steps on another machine; is_slow:
   its tests are for the slow suite."""
 
   name: str
@@ -41,6 +42,7 @@ class TrainCase:
   make_eval: Callable[[int, int], Any]
   config: Mapping[str, Any]
   rtol: float = 1e-5
+  atol: float = 1e-6
   is_slow: bool = False
 
   def run_config(self, **overrides: Any) -> RunConfig:
@@ -69,7 +71,10 @@ TOY = TrainCase(
 )
 
 REAL = tuple(
-  TrainCase(**real_cases.case(name), is_slow=True)
+  # Adam's first steps divide a gradient by its own size: where one cancels to near zero, its
+  # rounding becomes a share of the learning rate (1e-3). Seen: one kernel entry off by 2.7e-6, the
+  # median by 7e-9. So parameters get 1 % of the learning rate; losses keep their 1e-5.
+  TrainCase(**real_cases.case(name), is_slow=True, atol=1e-5)
   for name in ('tokenizer_ema', 'tokenizer_gradient', 'image_lm')
 )
 CASES = {case.name: case for case in (TOY, *REAL)}

@@ -239,7 +239,7 @@ def test_killed_again_and_again_on_changing_machines_it_ends_the_same(case_name,
   # The rest is done by two processes.
   arguments = [case_name, str(tmp_path / 'killed'), json.dumps(dict(rules='fsdp'))]
   multiprocess.run_processes(2, SCRIPT, 1, arguments, timeout=300)
-  assert_same_state(saved_state(case, tmp_path / 'killed'), whole, rtol=case.rtol, atol=1e-6)
+  assert_same_state(saved_state(case, tmp_path / 'killed'), whole, rtol=case.rtol, atol=case.atol)
   assert_same_log(log_of(tmp_path / 'killed'), log_of(tmp_path / 'whole'), case.rtol)
 
 
