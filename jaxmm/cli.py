@@ -105,7 +105,7 @@ def _add_quickstart(verbs):
   p = _verb(
     verbs, 'quickstart', _quickstart,
     'Trains a tokenizer without and with causal regularization on MNIST, the same image model on\n'
-    'both, samples, and writes DIR/report.html. About five minutes on two CPU cores.',
+    'both, samples, and writes DIR/report.html..',
     'jaxmm quickstart --workdir runs/quickstart',
   )  # fmt: skip
   p.add_argument('--workdir', default='runs/quickstart', help='default: %(default)s')
