@@ -26,7 +26,8 @@ from jaxmm.studies.stages import Stage, Study, check_equal_budgets, paired, writ
 from jaxmm.studies.two_stage import TwoStage
 from jaxmm.studies.verdict import Claim, Criterion, judge
 
-SEEDS = (0, 1, 2)
+# Seed 0 is left out: the weight and the lengths were chosen on it.
+SEEDS = (1, 2, 3)
 NUM_SAMPLES = 5000
 # Sizes of codebook that the control's is interpolated between, besides the baseline's own.
 LADDER = (128, 32)
