@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxmm import config as configs
@@ -37,10 +36,9 @@ from jaxmm.train.run_config import (
   EvaluateConfig,
   LogConfig,
   RunConfig,
-  changed_settings,
   open_workdir,
+  settle_config,
   use_compilation_cache,
-  write_config,
 )
 from jaxmm.train.stop import Stopped, StopRequest
 from jaxmm.train.timing import Clock, Tracer
@@ -112,7 +110,7 @@ def train(
     config: a RunConfig, or the user's config, which becomes one.
     task: what is minimised.
     batches: training data; this process's rows of every global batch.
-    workdir: gets `config.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`.
+    workdir: gets `config.json`, `environment.json`, `checkpoints/`, `log.jsonl`, `tensorboard/`.
     eval_batches: held-out data for the Task's evaluations, one finite pass each time.
     init_from: a run directory (or its `checkpoints`) whose parameters a *new* run starts from. Of
       the top-level groups of parameters it may lack some; those start new.
@@ -143,7 +141,7 @@ def train(
   checkpoints = Checkpoints(
     directory / 'checkpoints', keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every
   )
-  _settle_config(directory, config, checkpoints, accept_config_change, echo)
+  settle_config(directory, config, bool(checkpoints.steps()), accept_config_change, echo)
   use_compilation_cache(config.compilation_cache)
   with StopRequest(echo) as request, contextlib.ExitStack() as stack:
     run = _Run(config, task, batches, eval_batches, directory, mesh, rules, checkpoints, echo)
@@ -435,23 +433,6 @@ def _machine(config: RunConfig, mesh: Mesh | None) -> tuple[Mesh, sharding.Rules
     return mesh or sharding.make_mesh(sizes), sharding.rules_named(config.rules)
   except ValueError as error:
     raise ConfigError(str(error)) from error
-
-
-def _settle_config(directory, config, checkpoints, accept: bool, echo) -> None:
-  """Compares `config.json` with the config, refuses what cannot be resumed, and writes it anew."""
-  deciding, free = changed_settings(directory, config)
-  resumes = bool(checkpoints.steps())
-  if deciding and resumes and not accept:
-    raise ConfigError(
-      f'{directory} holds a run with other settings:\n  ' + '\n  '.join(deciding) + '\n'
-      'Use another workdir for a new run, or --accept-config-change to go on with the new settings'
-    )
-  for line in deciding + free if resumes else []:
-    echo(f'setting changed: {line}')
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('jaxmm.train: every process has compared config.json')
-  if jax.process_index() == 0:
-    write_config(directory, config)
 
 
 def _initialised_from(path: str, state: TrainState, blueprint: states.Blueprint, echo):

@@ -81,6 +81,11 @@ class OptimizerConfig:
         f'optimizer.weight_decay is {self.weight_decay}, but adam has none; use name="adamw"'
       )
 
+  @property
+  def ends_with_the_run(self) -> bool:
+    """Whether the learning rate of a step depends on how many steps the run has in all."""
+    return self.schedule in ('cosine', 'linear')
+
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
   """The schedule of one label: step -> learning rate (float32 scalar)."""

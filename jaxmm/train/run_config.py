@@ -6,21 +6,23 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
+from jaxmm.train import environment
 from jaxmm.train.optimizer import OptimizerConfig
 from jaxmm.train.step import StepConfig
 
-# What may change between the parts of a run: how long it is, what is written and how often, and the
-# machine. Everything else decides what the parameters become.
+# What may change between the parts of a run: what is written and how often, and the machine; also
+# how long it is, unless a learning rate follows it (`free_settings`). Everything else decides what
+# the parameters become.
 FREE = (
-  'steps',
   'microbatches',
   'mesh',
   'rules',
@@ -162,6 +164,50 @@ def open_workdir(path: str | os.PathLike) -> pathlib.Path:
   return workdir
 
 
+def settle_config(
+  workdir: pathlib.Path,
+  config: RunConfig,
+  resumes: bool,
+  accept: bool,
+  echo: Callable[[str], None],
+) -> None:
+  """Compares `config.json` with the config, refuses what cannot be resumed, and writes it anew.
+
+  Writes `environment.json`, too: of the machine that goes on from here.
+
+  Args:
+    workdir: the run's directory.
+    config: of the part of the run that begins.
+    resumes: whether there is a checkpoint to go on from.
+    accept: go on although settings that decide the result differ.
+    echo: is told what changed.
+
+  Raises:
+    ConfigError: settings that decide the result differ, or `config.json` cannot be read.
+  """
+  deciding, free = changed_settings(workdir, config)
+  if deciding and resumes and not accept:
+    raise ConfigError(
+      f'{workdir} holds a run with other settings:\n  ' + '\n  '.join(deciding) + '\n'
+      'Use another workdir for a new run, or --accept-config-change to go on with the new settings'
+    )
+  for line in deciding + free if resumes else []:
+    echo(f'setting changed: {line}')
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices('jaxmm.train: every process has compared config.json')
+  if jax.process_index() == 0:
+    write_config(workdir, config)
+    changed = environment.write(workdir)
+    for line in changed if resumes else []:
+      echo(f'environment changed: {line}')
+
+
+def free_settings(config: RunConfig) -> tuple[str, ...]:
+  """The settings of `config` that may change when a run goes on."""
+  follows = any(o.ends_with_the_run for o in config.optimizers().values())
+  return FREE if follows else ('steps', *FREE)
+
+
 def changed_settings(workdir: pathlib.Path, config: RunConfig) -> tuple[list[str], list[str]]:
   """The settings that differ from those the run was begun with.
 
@@ -177,8 +223,9 @@ def changed_settings(workdir: pathlib.Path, config: RunConfig) -> tuple[list[str
   except ValueError as error:
     raise ConfigError(f'{path} is not JSON ({error}); move it away to begin a new run') from error
   lines = configs.differences(old, json.loads(json.dumps(configs.plain(config))))
-  name = lambda line: line.partition(':')[0].partition('.')[0]
-  return [x for x in lines if name(x) not in FREE], [x for x in lines if name(x) in FREE]
+  names = free_settings(config)
+  is_free = lambda line: line.partition(':')[0].partition('.')[0] in names
+  return [x for x in lines if not is_free(x)], [x for x in lines if is_free(x)]
 
 
 def write_config(workdir: pathlib.Path, config: RunConfig) -> None:
