@@ -7,7 +7,7 @@ written at once, with the same digest. On the next run
 - a stage whose `result.json` carries the digest is not run again;
 - one that has begun with the same digest goes on in its directory (a training run resumes itself);
 - one whose digest differs is run anew, and so is all that depends on it and nothing else. Its old
-  directory is kept beside it as `NAME.before-DIGEST`, and a line says which settings differ.
+  directory is kept beside it as `NAME.old-ITSDIGEST`, and a line says which settings differ.
 """
 
 from __future__ import annotations
@@ -59,6 +59,15 @@ class Study:
     self.echo = echo
     self.stages: dict[str, Stage] = {}
     self._digests: dict[str, str] = {}
+    self._foreseen: dict[str, Stage] = {}
+    self._told: set[str] = set()
+    self._begun: float | None = None
+
+  def foresee(self, stages: Mapping[str, Stage]) -> None:
+    """Stages that will be added once the present ones have run (because their settings come out of
+    them); the plan, the count and the time left include them, nothing else does.
+    """
+    self._foreseen = dict(stages)
 
   def add(self, stage: Stage) -> None:
     """Adds a stage; the stages it names in `after` must have been added before.
@@ -101,7 +110,9 @@ class Study:
     return self._record(self._stage(name)) is not None
 
   def run(self) -> dict[str, dict[str, Any]]:
-    """Runs what is not done yet; returns the results of all stages by name.
+    """Says what is to be done and does it; returns the results of all stages by name.
+
+    A second call goes on counting where the first stopped.
 
     Raises:
       ConfigError: the directory is in use by another process or cannot be written.
@@ -109,17 +120,42 @@ class Study:
     """
     with self._lock():
       spent = {n: r['seconds'] for n, s in self.stages.items() if (r := self._record(s))}
-      begun, total = time.monotonic(), len(self.stages)
+      total = len(self._all_stages())
+      if self._begun is None:
+        self._begun = time.monotonic()
+        self.echo(self.plan_text())
       for number, (name, stage) in enumerate(self.stages.items(), 1):
         label = f'[{number}/{total}] {stage.title or name}'
         if name in spent:
-          self.echo(f'{label}: done before ({duration_text(spent[name])})')
-          continue
-        elapsed = duration_text(time.monotonic() - begun)
-        self.echo(f'{label} ... ({elapsed} elapsed{self._time_left(spent)})')
-        spent[name] = self._run_stage(stage)
-        self.echo(f'{label}: done in {duration_text(spent[name])}')
+          if name not in self._told:
+            self.echo(f'{label}: done before ({duration_text(spent[name])})')
+        else:
+          elapsed = duration_text(time.monotonic() - self._begun)
+          self.echo(f'{label} ... ({elapsed} elapsed{self._time_left(spent)})')
+          spent[name] = self._run_stage(stage)
+          self.echo(f'{label}: done in {duration_text(spent[name])}')
+        self._told.add(name)
       return {name: self.result(name) for name in self.stages}
+
+  def plan_text(self) -> str:
+    """How many stages there are and which are still to be done, for a terminal; runs nothing."""
+    everything = self._all_stages()
+    open_stages = {
+      n: s for n, s in everything.items() if n not in self.stages or not self.is_done(n)
+    }
+    done = len(everything) - len(open_stages)
+    said = f'{self.directory}: {len(everything)} stages, {done} of them done'
+    spent = {n: r['seconds'] for n, s in self.stages.items() if (r := self._record(s))}
+    groups: dict[str, list[str]] = {}
+    for name, stage in open_stages.items():
+      group, _, part = (stage.title or name).partition(': ')
+      groups.setdefault(group, []).append(part)
+    lines = [f'  {g}: {", ".join(p)}' if any(p) else f'  {g}' for g, p in groups.items()]
+    return '\n'.join([said + (f'; to do{self._time_left(spent)}:' if lines else ''), *lines])
+
+  def _all_stages(self) -> dict[str, Stage]:
+    """Those that were added, then those that are foreseen."""
+    return self.stages | {n: s for n, s in self._foreseen.items() if n not in self.stages}
 
   def _run_stage(self, stage: Stage) -> float:
     path, digest, inputs = self.path(stage.name), self._digests[stage.name], self._inputs(stage)
@@ -142,10 +178,10 @@ class Study:
     old = _read_json(path / 'inputs.json')
     if old is None or old.get('digest') == digest:
       return
-    aside = path.with_name(f'{path.name}.before-{digest[:8]}')
-    number = 2
+    name = f'{path.name}.old-{old.get("digest", "unknown")[:8]}'
+    aside, number = path.with_name(name), 2
     while aside.exists():
-      aside = path.with_name(f'{path.name}.before-{digest[:8]}-{number}')
+      aside = path.with_name(f'{name}-{number}')
       number += 1
     path.rename(aside)
     changes = configs.differences(
@@ -157,8 +193,9 @@ class Study:
 
   def _time_left(self, spent: Mapping[str, float]) -> str:
     """From the cost and the seconds of what is done; nothing before the first stage is."""
-    done = sum(self.stages[n].cost for n in spent)
-    left = sum(s.cost for n, s in self.stages.items() if n not in spent)
+    stages = self._all_stages()
+    done = sum(stages[n].cost for n in spent)
+    left = sum(s.cost for n, s in stages.items() if n not in spent)
     if not done:
       return ''
     return f', about {duration_text(sum(spent.values()) / done * left)} left'

@@ -1,4 +1,4 @@
-"""CRT's claim: how its control is found, and what it refuses before hours are spent."""
+"""CRT's claim as planned: what is trained, at what cost, and what it refuses at once."""
 
 import importlib.util
 import pathlib
@@ -6,7 +6,8 @@ import pathlib
 import pytest
 
 from jaxmm.config import ConfigError
-from jaxmm.studies import reproduce
+from jaxmm.studies import reproduce, two_stage, two_stage_claim
+from jaxmm.studies.stages import Study, arm_flops
 
 
 @pytest.fixture(scope='module')
@@ -17,28 +18,6 @@ def claim():
   return module
 
 
-@pytest.mark.parametrize(
-  ('target', 'codes'),
-  [
-    (0.040, 512),  # better than the baseline: the baseline is the control
-    (0.044, 512),
-    (0.054, 256),  # half way in the logarithm of the size
-    (0.0541, 255),  # rounded towards more degradation
-    (0.074, 64),
-    (0.084, 32),
-  ],
-)
-def test_the_control_has_the_regularized_error(claim, target, codes):
-  assert claim.interpolated_codes({512: 0.044, 128: 0.064, 32: 0.084}, target) in (codes, codes - 1)
-
-
-def test_a_ladder_that_does_not_answer_is_refused(claim):
-  with pytest.raises(ConfigError, match='add a smaller codebook'):
-    claim.interpolated_codes({512: 0.044, 128: 0.064}, 0.07)
-  with pytest.raises(ConfigError, match='do not rise'):
-    claim.interpolated_codes({512: 0.044, 128: 0.043, 32: 0.08}, 0.05)
-
-
 def test_what_cannot_work_is_said_before_anything_is_trained(claim, tmp_path):
   with pytest.raises(ConfigError, match='expected at least one and each only once'):
     claim.run(pathlib.Path(tmp_path), seeds=[0, 0])
@@ -47,9 +26,37 @@ def test_what_cannot_work_is_said_before_anything_is_trained(claim, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_scaling_a_run_scales_its_ramp_and_warmup(claim):
-  whole, half = (claim._config('crt', 'x.zip', scale) for scale in (1.0, 0.5))
+def test_the_plan_is_said_whole_before_the_control_is_known(claim, tmp_path):
+  study = Study(tmp_path)
+  plan = two_stage_claim.planned(claim.STUDY, study)
+  assert set(plan.tokenizers) == {'baseline', 'crt'} and plan.seeds == (1, 2, 3)
+  assert plan.num_samples == 5000 and plan.features == 'classifier'
+  crt, baseline = plan.tokenizers['crt'], plan.tokenizers['baseline']
+  assert crt['model']['vqgan'] == baseline['model']['vqgan'] and crt['data'] == baseline['data']
+  flops = arm_flops(two_stage.budgets(plan))
+  assert flops['crt'] == pytest.approx(flops['baseline'], rel=1e-3)
+  # A tokenizer of each arm, two smaller codebooks, the interpolation; the rest is foreseen.
+  assert len(study.stages) == 5
+  text = study.plan_text()
+  assert ': 40 stages, 0 of them done; to do:' in text
+  for line in (
+    'seed 1, arm search-32: tokenizer',
+    'codebook size of the control',
+    'seed 3, arm control: tokenizer, codes of the data, image model, samples',
+  ):
+    assert f'\n  {line}' in text
+  assert not list(tmp_path.iterdir())
+
+
+def test_scaling_a_run_scales_its_ramp_and_warmup(claim, tmp_path):
+  options = ({'data_path': 'x.zip', 'scale': scale} for scale in (1.0, 0.5))
+  whole, half = (two_stage_claim.planned(claim.STUDY, Study(tmp_path), **o) for o in options)
+  assert half.image_model['steps'] * 2 == whole.image_model['steps']
+  assert half.num_samples == 1500
+  whole, half = (plan.tokenizers['crt'] for plan in (whole, half))
   assert half['steps'] * 2 == whole['steps']
   ramp = lambda config: config['model']['regularizer']['ramp_steps']
   assert ramp(half) * 2 == ramp(whole)
+  warmup = lambda config: config['optimizer']['generator']['warmup']
+  assert warmup(half) * 2 == warmup(whole)
   assert half['data']['path'] == half['eval_data']['path'] == 'x.zip'

@@ -41,7 +41,8 @@ def test_stages_run_once_in_order_and_hand_over_results(tmp_path):
   again = Chain(tmp_path)
   assert not again.study.stages['a'].after and again.study.is_done('a')
   assert again.run() == results and again.ran == []
-  assert all('done before' in line for line in again.lines)
+  assert again.lines[0].endswith('4 stages, 4 of them done')
+  assert all('done before' in line for line in again.lines[1:])
 
 
 def test_an_interrupted_study_goes_on_at_the_unfinished_stage_in_its_directory(tmp_path):
@@ -59,14 +60,15 @@ def test_an_interrupted_study_goes_on_at_the_unfinished_stage_in_its_directory(t
 
 def test_a_changed_setting_runs_anew_what_depends_on_it_and_nothing_else(tmp_path):
   Chain(tmp_path).run()
+  old = json.loads((tmp_path / 'b/inputs.json').read_text())['digest']
   changed = Chain(tmp_path, b=2)
   with pytest.raises(ConfigError):
     changed.study.result('c/deep')  # its own settings are the same, its parent is not
   changed.run()
   assert changed.ran == ['b', 'c/deep']
   assert (tmp_path / 'b/work').read_text() == 'x'
-  kept = [p.name for p in tmp_path.iterdir() if '.before-' in p.name]
-  assert len(kept) == 1 and json.loads((tmp_path / kept[0] / 'result.json').read_text())['result']
+  kept = [p.name for p in tmp_path.iterdir() if '.old-' in p.name]
+  assert kept == [f'b.old-{old[:8]}'] and json.loads((tmp_path / kept[0] / 'result.json').read_text())['result']
   assert any('settings.steps: 1 -> 2' in line for line in changed.lines)
 
 
@@ -81,9 +83,29 @@ def test_a_damaged_result_is_not_taken_for_done(tmp_path):
 def test_progress_lines_count_and_estimate(tmp_path):
   chain = Chain(tmp_path)
   chain.run()
-  assert chain.lines[0].startswith('[1/4] a ...') and 'left' not in chain.lines[0]
-  assert chain.lines[1].startswith('[1/4] a: done in')
-  assert 'about' in chain.lines[2] and 'left' in chain.lines[2]
+  plan, *lines = chain.lines
+  assert plan == f'{tmp_path}: 4 stages, 0 of them done; to do:\n  a\n  b\n  c/deep\n  d'
+  assert lines[0].startswith('[1/4] a ...') and 'left' not in lines[0]
+  assert lines[1].startswith('[1/4] a: done in')
+  assert 'about' in lines[2] and 'left' in lines[2]
+
+
+def test_stages_whose_settings_come_out_of_others_are_counted_from_the_start(tmp_path):
+  titled = lambda name, title='', cost=1.0: Stage(name, lambda p: {}, {}, title=title, cost=cost)
+  lines = []
+  study = Study(tmp_path, lines.append)
+  study.add(titled('search'))
+  later = {name: titled(name, f'seed 1: {name}', 2.0) for name in ('a', 'b')}
+  study.foresee(later)
+  study.run()
+  assert study.stages.keys() == {'search'}
+  assert lines[0].endswith('to do:\n  search\n  seed 1: a, b')
+  assert [line.split()[0] for line in lines[1:]] == ['[1/3]'] * 2
+  assert study._time_left({'search': 10.0}) == ', about 40 s left'
+  for stage in later.values():
+    study.add(stage)
+  study.run()  # says neither the plan nor what it has done itself once more
+  assert [line.split()[0] for line in lines[3:]] == ['[2/3]'] * 2 + ['[3/3]'] * 2
 
 
 def test_the_time_left_follows_the_cost(tmp_path):

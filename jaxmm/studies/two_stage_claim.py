@@ -1,0 +1,186 @@
+"""Runs a claim about image tokenizers: arms at equal FLOPs, a matched control, seeds, a verdict.
+
+A paper's `claim.py` says what is claimed and of which runs (`TwoStageClaim`); this is what runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxmm import config as configs
+from jaxmm.config import ConfigError
+from jaxmm.interop.efficientnet import read_classifier
+from jaxmm.studies import matched_control, two_stage, two_stage_page
+from jaxmm.studies.matched_control import MatchedControl
+from jaxmm.studies.stages import Study, check_equal_budgets, paired, write_json
+from jaxmm.studies.two_stage import TwoStage
+from jaxmm.studies.verdict import Claim, judge
+
+# Enough for a Frechet distance in the 1,280 features of the classifier.
+_SAMPLES_TO_TRY_OUT = 1500
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoStageClaim:
+  """A claim that is judged by what an image model makes of the codes of tokenizers.
+
+  Attributes:
+    claim: sentence and criteria; the metrics are those of `two_stage.measurements`.
+    config: file with `get_config` of all runs.
+    arms: `{arm: argument of get_config}` of the tokenizers.
+    image_model: argument of get_config of stage 2, the same for all arms.
+    equal_to: the arm whose training FLOPs the other tokenizers spend as well.
+    seeds: every arm is trained with each.
+    title, subtitle: of the page.
+    departures: sentences, each one way in which this is not the paper.
+    control: the arm that is degraded to the error of another, if the claim has one.
+    measures: other settings of `TwoStage` (views, num_samples, features, ...).
+    budget_tolerance: how far the planned FLOPs of arms, both stages together, may differ. A smaller
+      codebook makes the image model's last layer cheaper, which no number of steps should hide.
+  """
+
+  claim: Claim
+  config: str
+  arms: Mapping[str, str]
+  image_model: str
+  equal_to: str
+  seeds: tuple[int, ...]
+  title: str
+  subtitle: str
+  departures: tuple[str, ...] = ()
+  control: MatchedControl | None = None
+  measures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  budget_tolerance: float = 0.03
+
+
+def run(
+  claim: TwoStageClaim,
+  workdir: pathlib.Path,
+  *,
+  data_path: str | None = None,
+  seeds: Sequence[int] | None = None,
+  scale: float = 1.0,
+  echo: Callable[[str], None] = print,
+) -> pathlib.Path:
+  """Runs what is not done yet; prints and writes the verdict; returns the report's path.
+
+  Args:
+    claim: what is claimed and of which runs.
+    workdir: the study's directory; gets `verdict.json` and `report.html`.
+    data_path: a folder or zip of pictures to train on, instead of the config's data.
+    seeds: instead of the claim's.
+    scale: multiplies all step counts; below 1 nothing is decided, it only shows that all runs.
+    echo: takes the progress lines.
+
+  Raises:
+    ConfigError: seeds, scale or the claim's own settings cannot be; before anything is trained.
+  """
+  study = Study(workdir, echo)
+  plan = planned(claim, study, data_path=data_path, seeds=seeds, scale=scale)
+  if claim.control:
+    if not study.is_done(claim.control.arm):
+      study.run()
+    codes = study.result(claim.control.arm)['codes']
+    full = matched_control.codes_of(plan.tokenizers[claim.control.of])
+    echo(f'the {claim.control.arm} has {codes} codes, arm {claim.control.of} {full}')
+    plan = _with_control(claim, plan, codes)
+    check_equal_budgets(two_stage.budgets(plan), claim.budget_tolerance)
+  two_stage.add_stages(study, plan)
+  study.run()
+  measured = two_stage.measurements(study, plan)
+  two_stage_page.print_table(measured, echo)
+  return two_stage_page.write(
+    study,
+    plan,
+    title=claim.title,
+    subtitle=claim.subtitle,
+    head=_judged(claim, study, measured, scale),
+    departures=claim.departures,
+  )
+
+
+def planned(
+  claim: TwoStageClaim,
+  study: Study,
+  *,
+  data_path: str | None = None,
+  seeds: Sequence[int] | None = None,
+  scale: float = 1.0,
+) -> TwoStage:
+  """The plan without the control; the stages that find the control's codebook are added to `study`,
+  those of the plan are foreseen. Trains nothing; see `run` for arguments and errors.
+  """
+  if not (scale > 0 and math.isfinite(scale)):
+    raise ConfigError(f'scale is {scale}, expected a positive number')
+  config_of = lambda what: _config(f'{claim.config}:{what}', data_path, scale)
+  tokenizers = {arm: config_of(what) for arm, what in claim.arms.items()}
+  if claim.equal_to not in tokenizers:
+    raise ConfigError(f'equal_to is {claim.equal_to!r}, expected one of {", ".join(tokenizers)}')
+  like = tokenizers[claim.equal_to]
+  plan = TwoStage(
+    tokenizers={
+      arm: config if arm == claim.equal_to else two_stage.at_equal_flops(config, like)
+      for arm, config in tokenizers.items()
+    },
+    image_model=config_of(claim.image_model),
+    seeds=tuple(seeds or claim.seeds),
+    **claim.measures,
+  )
+  if scale < 1:
+    num_samples = min(plan.num_samples, _SAMPLES_TO_TRY_OUT)
+    plan = dataclasses.replace(plan, num_samples=num_samples)
+  paired(plan.seeds, list(plan.tokenizers))
+  if plan.features == 'classifier':
+    read_classifier(plan.feature_weights)  # that the weights are missing shows at once
+  expected = plan
+  if claim.control:
+    matched_control.add_search(study, claim.control, plan.tokenizers, plan.seeds[0])
+    full = matched_control.codes_of(plan.tokenizers[claim.control.of])
+    guess = math.isqrt(full * min(claim.control.ladder))
+    expected = _with_control(claim, plan, guess)
+  check_equal_budgets(two_stage.budgets(expected), claim.budget_tolerance)
+  outlook = Study(study.directory)
+  two_stage.add_stages(outlook, expected)
+  study.foresee(outlook.stages)
+  return plan
+
+
+def _config(spec: str, data_path: str | None, scale: float) -> dict[str, Any]:
+  """A run's config with every length in steps scaled, and the user's data."""
+  config = configs.plain(configs.load_config(spec))
+  config['steps'] = max(2, round(config['steps'] * scale))
+  parts = [(settings, 'warmup') for settings in config['optimizer'].values()]
+  parts += [(config['model'].get('regularizer'), 'ramp_steps')]
+  parts += [(config['model'].get('adversarial'), 'start')]
+  for settings, key in parts:
+    if settings and key in settings:
+      settings[key] = round(settings[key] * scale)
+  if data_path and config['data']['name'] != 'tokens':
+    for section in ('data', 'eval_data'):
+      config[section] |= {'name': 'images', 'path': str(data_path)}
+  return config
+
+
+def _with_control(claim: TwoStageClaim, plan: TwoStage, codes: int) -> TwoStage:
+  tokenizer = matched_control.with_codes(plan.tokenizers[claim.control.of], codes)
+  tokenizer = two_stage.at_equal_flops(tokenizer, plan.tokenizers[claim.equal_to])
+  return dataclasses.replace(plan, tokenizers={**plan.tokenizers, claim.control.arm: tokenizer})
+
+
+def _judged(claim: TwoStageClaim, study: Study, measured: Mapping, scale: float) -> list:
+  """Prints and writes the verdict; its blocks for the page."""
+  num_seeds = len(next(iter(measured.values())))
+  if num_seeds < claim.claim.min_seeds or scale < 1:
+    study.echo(
+      f'\nno verdict: {num_seeds} seeds at scale {scale}; the claim needs '
+      f'{claim.claim.min_seeds} at scale 1'
+    )
+    return []
+  verdict = judge(claim.claim, measured)
+  study.echo('\n' + verdict.text())
+  write_json(study.directory / 'verdict.json', verdict.to_json())
+  return verdict.blocks()
