@@ -54,6 +54,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str = '') -> T:
     ConfigError: an unknown key (with its neighbours), a missing one, or a value of the wrong type.
   """
   where = where or cls.__name__
+  values = values.to_dict() if hasattr(values, 'to_dict') else values
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
   hints = typing.get_type_hints(cls)
   for key in values:
@@ -113,9 +114,8 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
       return value
     elif dataclasses.is_dataclass(option) and isinstance(value, option):
       return value
-  expected = ' or '.join(
-    getattr(o, '__name__', str(o)) if not typing.get_args(o) else str(o) for o in options
-  )
+  name = lambda o: 'None' if o is type(None) else getattr(o, '__name__', str(o))
+  expected = ' or '.join(str(o) if typing.get_args(o) else name(o) for o in options)
   raise ConfigError(f'{where} is {value!r} ({type(value).__name__}), expected {expected}')
 
 
@@ -193,8 +193,16 @@ def _config_path(path: str) -> pathlib.Path:
   )
 
 
-def override(config, assignments: Sequence[str]):
+def override(config, assignments: Sequence[str], unchecked: Sequence[str] = ()):
   """Applies `key.subkey=value` to a ConfigDict, in place, typed like the value it replaces.
+
+  `None` (or `null`) is accepted anywhere: whoever reads the section refuses it where it cannot be.
+
+  Args:
+    config: a ConfigDict.
+    assignments: `key.subkey=value`.
+    unchecked: sections that may leave settings out; a key they lack is added, its value read as a
+      Python literal (else as text), and `from_mapping` names the mistakes when the section is read.
 
   Raises:
     ConfigError: the key does not exist (with its neighbours) or the value has another type.
@@ -203,28 +211,54 @@ def override(config, assignments: Sequence[str]):
     key, eq, text = assignment.partition('=')
     if not eq:
       raise ConfigError(f'--config.{assignment} has no value; write --config.{key}=VALUE')
+    *parents, leaf = key.split('.')
+    if parents and parents[0] in unchecked:
+      with config.unlocked(), config.ignore_type():
+        _add(config, parents, leaf, text)
+      continue
     known = flattened(config)
-    parent, _, leaf = key.rpartition('.')
     node = config
-    for part in parent.split('.') if parent else []:
-      if not isinstance(node, Mapping) and not hasattr(node, 'keys') or part not in node:
+    for part in [*parents, leaf]:
+      if not hasattr(node, 'keys') or part not in node:
         raise unknown_key(key, list(known), 'the config')
-      node = node[part]
-    if not hasattr(node, 'keys') or leaf not in node:
-      raise unknown_key(key, list(known), 'the config')
-    node[leaf] = _parsed(text, node[leaf], key)
+      parent, node = node, node[part]
+    parent[leaf] = _typed_like(node, text, key)
   return config
 
 
-def _parsed(text: str, old: Any, key: str) -> Any:
+def _add(config, parents: Sequence[str], leaf: str, text: str) -> None:
+  """Sets a key of a section that may lack it, and the sections on the way."""
+  node = config
+  for depth, part in enumerate(parents, 1):
+    if node.get(part) is None:
+      node[part] = {}
+    node = node[part]
+    if not hasattr(node, 'keys'):
+      where = '.'.join(parents[:depth])
+      raise ConfigError(f'{where} is {node!r}, which has no key {leaf!r} to set')
+  is_text = isinstance(node.get(leaf), str) and text not in _NONE
+  node[leaf] = text if is_text else _literal(text)
+
+
+_NONE = ('None', 'null')  # `none` is the name of a choice in several places
+
+
+def _literal(text: str) -> Any:
+  """A Python literal; what is none is text."""
+  if text in _NONE:
+    return None
+  try:
+    return ast.literal_eval({'true': 'True', 'false': 'False'}.get(text.lower(), text))
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _typed_like(old: Any, text: str, key: str) -> Any:
+  value = _literal(text)
+  if value is None:
+    return None
   if isinstance(old, str):
     return text
-  try:
-    value = ast.literal_eval(
-      {'true': 'True', 'false': 'False', 'none': 'None'}.get(text.lower(), text)
-    )
-  except (ValueError, SyntaxError):
-    value = text
   if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if isinstance(old, (tuple, list)) and isinstance(value, (tuple, list)):

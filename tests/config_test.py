@@ -79,6 +79,33 @@ def test_overrides_that_do_not_fit_are_refused(assignment, message):
     configs.override(config, [assignment])
 
 
+def test_none_is_taken_anywhere_and_refused_by_the_field_that_cannot_be_it():
+  values = {'steps': 1, 'path': 'p', 'name': 'a', 'inner': {'rate': 1.0}}
+  config = ml_collections.ConfigDict(values)
+  configs.override(config.lock(), ['path=None', 'inner.rate=null', 'name=none'])
+  assert config.to_dict() == {'steps': 1, 'path': None, 'name': 'none', 'inner': {'rate': None}}
+  config.name = 'a'
+  with pytest.raises(ConfigError, match=r'Outer.inner.rate is None \(NoneType\), expected float'):
+    configs.from_mapping(Outer, config)
+  with pytest.raises(ConfigError, match=r'Outer.path is 3 \(int\), expected str or None'):
+    configs.from_mapping(Outer, {'steps': 1, 'path': 3})
+
+
+def test_what_an_unchecked_section_lacks_is_added_as_a_literal():
+  config = ml_collections.ConfigDict({'m': {'w': 1, 's': 'a', 'd': {'x': 1}}, 'n': 1}).lock()
+  texts = ['m.w=wide', 'm.s=7', 'm.d=None', 'm.e.f.g=(1, 2)', 'm.e.name=none', 'm.b=true']
+  configs.override(config, texts, unchecked=('m',))
+  assert config.m.to_dict() == {
+    'w': 'wide', 's': '7', 'd': None, 'e': {'f': {'g': (1, 2)}, 'name': 'none'}, 'b': True,
+  }  # fmt: skip
+  with pytest.raises(ConfigError, match="m.s is '7', which has no key 'size' to set"):
+    configs.override(config, ['m.s.size=1'], unchecked=('m',))
+  with pytest.raises(ConfigError, match="no key 'o'"):
+    configs.override(config, ['o=1'], unchecked=('m',))
+  with pytest.raises(AttributeError):
+    config.o = 1  # still locked
+
+
 def test_differences_name_every_setting_that_changed():
   assert configs.differences({'a': {'b': 1}, 'c': 2}, {'a': {'b': 3}, 'd': 4}) == [
     'a.b: 1 -> 3',

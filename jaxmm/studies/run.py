@@ -34,11 +34,11 @@ def with_settings(config, assignments: Sequence[str]):
 
   Args:
     config: a ConfigDict; changed in place.
-    assignments: `key.subkey=value`; keys of the trainer, the data and the optimizers, and those of
-      the model that the config has.
+    assignments: `key.subkey=value`; keys of the trainer, the data, the optimizers and the model.
 
   Raises:
-    ConfigError: see `jaxmm.config.override`.
+    ConfigError: see `jaxmm.config.override`. What is below `model` the Task alone knows, and
+      `make_task` names the mistakes there.
   """
   data = configs.plain(pipeline.DataConfig())
   defaults = configs.plain(
@@ -62,7 +62,7 @@ def with_settings(config, assignments: Sequence[str]):
           node[parent] = type(config)()
         node = node[parent]
       node[leaf] = known[key]
-  return configs.override(config, assignments)
+  return configs.override(config, assignments, unchecked=('model',))
 
 
 def make_task(config: Mapping[str, Any]) -> Task:
@@ -175,12 +175,11 @@ def train_from_config(
     evaluates: whether the Task's evaluations run on `config.eval_data`, as `config.evaluate` says.
     **options: passed to `train.loop.train` (init_from, accept_config_change, profile, ...).
   """
+  settings = configs.from_mapping(RunConfig, configs.plain(config), 'the config')
   task = make_task(config)
   batches = make_batches(config)
   evaluates = evaluates and bool(config.get('eval_data'))
   eval_batches = make_batches(config, train=False) if evaluates else None
   if isinstance(task, image_lm.ImageLmTask):
     check_tokens(task.config, {'data': batches, 'eval_data': eval_batches})
-  return loop.train(
-    configs.plain(config), task, batches, workdir, eval_batches=eval_batches, **options
-  )
+  return loop.train(settings, task, batches, workdir, eval_batches=eval_batches, **options)

@@ -29,6 +29,42 @@ def test_defaults_of_trainer_data_and_optimizer_can_be_set():
   ]  # fmt: skip
 
 
+def test_every_setting_of_the_model_can_be_set_and_none_switches_a_part_off():
+  config = run.with_settings(
+    tiny_runs.get_config().lock(),
+    [
+      'model.vqgan.quantizer.entropy_weight=1', 'model.vqgan.remat=true',
+      'model.adversarial.discriminator.channels=4', 'model.adversarial.start=3',
+      'model.adversarial.discriminator.layers=1', 'model.regularizer=None',
+      'optimizer.generator.clip=None', 'data.split=test',
+    ],
+  )  # fmt: skip
+  settings = run.make_task(config).config
+  assert settings.network.quantizer.entropy_weight == 1.0 and settings.network.remat
+  assert settings.adversarial.start == 3 and settings.adversarial.discriminator.channels == 4
+  assert settings.regularizer is None and config.optimizer.generator.clip is None
+  lm = run.with_settings(tiny_runs.get_config('image_lm').lock(), ['model.class_dropout=0.5'])
+  assert run.make_task(lm).config.class_dropout == 0.5
+
+
+@pytest.mark.parametrize(
+  'assignment, message',
+  [
+    ('model.regularizer.wieght=1', "model.regularizer has no key 'wieght'; did you mean weight"),
+    ('model.size=B', "model has no key 'size'"),
+    ('model.vqgan.remat=maybe', r"model.vqgan.remat is 'maybe' \(str\), expected bool"),
+    ('model.image_size=None', r'model.image_size is None \(NoneType\), expected int'),
+    ('steps=None', r'the config.steps is None \(NoneType\), expected int'),
+    ('optimizer.generator.name=None', 'optimizer.generator.name is None'),
+  ],
+)
+def test_mistakes_in_them_are_named_before_anything_is_written(assignment, message, tmp_path):
+  config = run.with_settings(tiny_runs.get_config().lock(), [assignment])
+  with pytest.raises(ConfigError, match=message):
+    run.train_from_config(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_what_the_config_has_is_replaced_and_nothing_else_is_added():
   assert settings('steps=7') == ['steps: 4 -> 7']
   assert settings() == []
@@ -40,7 +76,6 @@ def test_what_the_config_has_is_replaced_and_nothing_else_is_added():
     ('mesh.fdsp=2', "no key 'mesh.fdsp'"),
     ('ema=much', '--config.ema=much: expected float'),
     ('optimizer.judge.name=sgd', "no key 'optimizer.judge.name'"),
-    ('model.size=B', "no key 'model.size'"),
   ],
 )
 def test_others_are_refused(assignment, message):
