@@ -94,6 +94,25 @@ def weighted_sum(values: jax.Array, weight: jax.Array | None = None) -> SumCount
   return jnp.sum(jnp.where(weight == 0, 0.0, values) * weight), jnp.sum(weight)
 
 
+def position_sums(
+  nll_BL: jax.Array, weight_BL: jax.Array | None = None, valid_B: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """For each position, the sum over rows of the nats and of what counts; float32 [L] each.
+
+  Args:
+    nll_BL: negative log-likelihood of each token, nats (`token_nll`).
+    weight_BL: 0 for tokens that do not count.
+    valid_B: 0 for rows that do not count.
+  """
+  weight = jnp.ones_like(nll_BL) if weight_BL is None else jnp.broadcast_to(weight_BL, nll_BL.shape)
+  if valid_B is not None:
+    weight = weight * (valid_B > 0)[:, None]
+  # `where` first: a token that does not count may be infinitely unlikely.
+  nll_BL = jnp.where(weight > 0, nll_BL, 0.0).astype(jnp.float32)
+  weight = weight.astype(jnp.float32)
+  return jnp.sum(nll_BL * weight, 0), jnp.sum(weight, 0)
+
+
 def z_loss(logits_BLV: jax.Array, weight_BL: jax.Array | None = None) -> SumCount:
   """log(sum exp logits)^2 a token, against drifting logits (arXiv:2204.02311, section 5)."""
   return weighted_sum(jax.nn.logsumexp(logits_BLV.astype(jnp.float32), axis=-1) ** 2, weight_BL)

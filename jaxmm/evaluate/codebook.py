@@ -1,10 +1,10 @@
 """How a codebook is used: counts of codes over a data set, exact for any mesh and any size.
 
 Neither usage nor perplexity is a mean over batches, so only counts travel: int32 on the device
-over one batch (exact below 2^31), int64 on the host over batches. float32 counts would stop
-growing at 2^24, about 16 million.
+over one batch (`quantizer.code_counts`, exact below 2^31), int64 on the host over batches. float32
+counts would stop growing at 2^24, about 16 million.
 
-Axes: B batch, L positions, K codebook entries.
+Axes: K codebook entries.
 """
 
 from __future__ import annotations
@@ -12,25 +12,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmm.tokenizers import quantizer
-
-
-def code_counts(ids_BL: jax.Array, num_codes: int, valid_B: jax.Array | None = None) -> jax.Array:
-  """How often each code occurs in one batch, int32 [K]; for use under jit.
-
-  Rows with `valid_B` 0 count nothing. Ids outside [0, num_codes) count nothing here; the sum is
-  then smaller than the number of ids, which `CodeCounts` reports.
-  """
-  weight_BL = jnp.ones_like(ids_BL, jnp.int32)
-  if valid_B is not None:
-    weight_BL = weight_BL * (valid_B > 0)[:, None].astype(jnp.int32)
-  # A negative index would wrap to the end before `drop` could see it.
-  ids_BL = jnp.where(ids_BL < 0, num_codes, ids_BL)
-  return jnp.zeros(num_codes, jnp.int32).at[ids_BL].add(weight_BL, mode='drop')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +41,7 @@ class CodeCounts:
     return cls(np.bincount(ids, minlength=num_codes).astype(np.int64))
 
   def merge(self, other: CodeCounts | Any) -> CodeCounts:
-    """Counts of both; `other` may be an array of integer counts, such as `code_counts` gives.
+    """Counts of both; `other` may be an array of integers, as `quantizer.code_counts` gives.
 
     Raises:
       ValueError: another number of codes, or counts that are no integers.

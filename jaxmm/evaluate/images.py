@@ -20,8 +20,7 @@ import numpy as np
 from jax import lax
 
 from jaxmm.config import ConfigError
-
-SumCount = tuple[jax.Array, jax.Array]
+from jaxmm.core.losses import SumCount, weighted_sum
 
 
 def to_pixels(image_BYXC: jax.Array) -> jax.Array:
@@ -134,9 +133,7 @@ def _errors(image_BYXC: jax.Array, target_BYXC: jax.Array) -> jax.Array:
 
 
 def _summed(value_B: jax.Array, valid_B: jax.Array | None) -> SumCount:
-  weight_B = jnp.ones_like(value_B) if valid_B is None else (valid_B > 0).astype(jnp.float32)
-  # `where`, not a product: a row that does not count may hold NaN.
-  return jnp.sum(jnp.where(weight_B > 0, value_B, 0.0)), jnp.sum(weight_B)
+  return weighted_sum(value_B, None if valid_B is None else valid_B > 0)
 
 
 def _check_pair(image_BYXC: jax.Array, target_BYXC: jax.Array) -> None:

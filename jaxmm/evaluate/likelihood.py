@@ -1,9 +1,10 @@
 """How likely a model finds data, in units that can be compared: bits an image, a dimension, a byte.
 
-What travels is a sum of negative log-likelihoods in nats and a count. `position_sums` keeps one
-pair for each position, so that a curve and the total come from the same numbers.
+What travels is a sum of negative log-likelihoods in nats and a count.
+`jaxmm.core.losses.position_sums` gives one pair for each position, so that a curve and the total
+come from the same numbers.
 
-Axes: B batch, L positions.
+Axes: L positions.
 """
 
 from __future__ import annotations
@@ -12,32 +13,11 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmm.config import ConfigError
 
 _NATS_TO_BITS = 1.0 / math.log(2.0)
-
-
-def position_sums(
-  nll_BL: jax.Array, weight_BL: jax.Array | None = None, valid_B: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-  """For each position, the sum over rows of the nats and of what counts; float32 [L] each.
-
-  Args:
-    nll_BL: negative log-likelihood of each token, nats (`core.losses.token_nll`).
-    weight_BL: 0 for tokens that do not count.
-    valid_B: 0 for rows that do not count.
-  """
-  weight = jnp.ones_like(nll_BL) if weight_BL is None else jnp.broadcast_to(weight_BL, nll_BL.shape)
-  if valid_B is not None:
-    weight = weight * (valid_B > 0)[:, None]
-  # `where` first: a token that does not count may be infinitely unlikely.
-  nll_BL = jnp.where(weight > 0, nll_BL, 0.0).astype(jnp.float32)
-  weight = weight.astype(jnp.float32)
-  return jnp.sum(nll_BL * weight, 0), jnp.sum(weight, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +34,7 @@ class PositionCurve:
 
   @classmethod
   def of(cls, nats_L: Any, count_L: Any) -> PositionCurve:
-    """From sums and counts as `position_sums` gives; they become float64."""
+    """From sums and counts as `core.losses.position_sums` gives; they become float64."""
     nats_L, count_L = np.asarray(nats_L, np.float64), np.asarray(count_L, np.float64)
     if nats_L.ndim != 1 or nats_L.shape != count_L.shape:
       raise ValueError(f'sums {nats_L.shape} and counts {count_L.shape}, expected one shape [L]')

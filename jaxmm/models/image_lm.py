@@ -290,14 +290,12 @@ class ImageLmTask(tasks.Task):
     params = {'params': variables['params']}
     logits = ImageLm(self.config).apply(params, batch['label_B'], batch['ids_BL'])
     nll_BL = losses.token_nll(logits, batch['ids_BL'])
-    valid_B1 = batch['valid_B'][:, None]
-    # An unreadable row has no weight, whatever it holds.
-    nll_L = jnp.sum(jnp.where(valid_B1 > 0, nll_BL * valid_B1, 0.0), axis=0)
-    images = jnp.sum(valid_B1)
+    nll_L, images_L = losses.position_sums(nll_BL, valid_B=batch['valid_B'])
+    images = images_L[0]
     return {
       'cross_entropy': (jnp.sum(nll_L), images * self.config.length),
       'bits_per_image': (jnp.sum(nll_L) / math.log(2.0), images),
-      'cross_entropy_by_position': (nll_L, jnp.full(nll_L.shape, images)),
+      'cross_entropy_by_position': (nll_L, images_L),
     }
 
   def step_flops(self, batch_size: int) -> float:

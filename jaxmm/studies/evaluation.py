@@ -14,6 +14,7 @@ import numpy as np
 from jaxmm import batch_job, sharding
 from jaxmm.evaluate.codebook import CodeCounts
 from jaxmm.studies import loading, run
+from jaxmm.train import window
 
 CODE_COUNTS = 'code_counts'
 
@@ -41,16 +42,14 @@ def run_evaluations(
 
 
 def values(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-  """Means of `{metric: (sum, count)}`: vectors as lists, code counts as usage and perplexity."""
-  out: dict[str, Any] = {}
-  for metric, (total, count) in sums.items():
-    if metric == CODE_COUNTS:
-      counts = CodeCounts(np.asarray(total, np.int64))
-      out |= {'code_usage': counts.usage, 'code_perplexity': counts.perplexity}
-      continue
-    mean = np.asarray(total, np.float64) / np.maximum(np.asarray(count, np.float64), 1e-30)
-    out[metric] = mean.tolist() if mean.ndim else float(mean)
-  return out
+  """Means of `{metric: (sum, count)}`, as the trainer's log has them: vectors as lists, None where
+  nothing was counted. Code counts become usage and perplexity.
+  """
+  sums, out = dict(sums), {}
+  if CODE_COUNTS in sums:
+    counts = CodeCounts(np.asarray(sums.pop(CODE_COUNTS)[0], np.int64))
+    out = {'code_usage': counts.usage, 'code_perplexity': counts.perplexity}
+  return window.means(window.added({}, sums)) | out
 
 
 def write(
@@ -60,7 +59,10 @@ def write(
   loaded = loading.load(directory)
   results = run_evaluations(loaded, batch=batch, echo=echo)
   for name, value in results.items():
-    shown = f'{len(value)} values' if isinstance(value, list) else f'{value:.6g}'
+    if isinstance(value, list):
+      shown = f'{len(value)} values'
+    else:
+      shown = 'nothing was counted' if value is None else f'{value:.6g}'
     echo(f'{name:48} {shown}')
   path = pathlib.Path(directory, 'evaluation.json')
   path.write_text(json.dumps({'step': loaded.step, 'results': results}, indent=1) + '\n')

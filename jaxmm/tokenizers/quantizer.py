@@ -410,6 +410,20 @@ def _drawn_rows(config, unused_K, sums, key) -> tuple[jax.Array, jax.Array]:
   return slots_R[jnp.minimum(rank_K, config.revive_slots - 1)], revived_K
 
 
+def code_counts(ids_BL: jax.Array, num_codes: int, valid_B: jax.Array | None = None) -> jax.Array:
+  """How often each code occurs in one batch, int32 [K]; for use under jit.
+
+  Rows with `valid_B` 0 count nothing. Ids outside [0, num_codes) count nothing here; the sum is
+  then smaller than the number of ids, which `evaluate.codebook.CodeCounts` reports.
+  """
+  weight_BL = jnp.ones_like(ids_BL, jnp.int32)
+  if valid_B is not None:
+    weight_BL = weight_BL * (valid_B > 0)[:, None].astype(jnp.int32)
+  # A negative index would wrap to the end before `drop` could see it.
+  ids_BL = jnp.where(ids_BL < 0, num_codes, ids_BL)
+  return jnp.zeros(num_codes, jnp.int32).at[ids_BL].add(weight_BL, mode='drop')
+
+
 def usage(count_K: np.ndarray) -> float:
   """Share of the codes that were used at least once."""
   return float(np.mean(np.asarray(count_K, np.float64) > 0))

@@ -431,10 +431,8 @@ class VqganTask(Task):
       weights = variables.get('constants', {}).get('perceptual', {})
       values['perceptual'] = perceptual.distance(c.perceptual, weights, image, recon)
     sums = {name: weighted_sum(v, valid_B) for name, v in values.items()}
-    ids_BL = out.quantized.ids_BL
-    seen_BL = jnp.broadcast_to((valid_B > 0)[:, None], ids_BL.shape).astype(jnp.int32)
-    count_K = jnp.zeros(c.network.quantizer.codes, jnp.int32).at[ids_BL].add(seen_BL)
-    return sums | {'code_counts': (count_K, jnp.sum(seen_BL))}
+    count_K = quantizer.code_counts(out.quantized.ids_BL, c.network.quantizer.codes, valid_B)
+    return sums | {'code_counts': (count_K, jnp.sum(count_K))}
 
   def step_flops(self, batch_size: int) -> float:
     """Forward and backward of all networks, the discriminator as after its start."""

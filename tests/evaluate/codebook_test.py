@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from jaxmm import sharding
-from jaxmm.evaluate.codebook import CodeCounts, code_counts
+from jaxmm.evaluate.codebook import CodeCounts
+from jaxmm.tokenizers.quantizer import code_counts
 
 
 def test_counts_equal_a_loop_on_any_mesh():

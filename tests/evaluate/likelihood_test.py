@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxmm.config import ConfigError
+from jaxmm.core.losses import position_sums
 from jaxmm.evaluate import likelihood
-from jaxmm.evaluate.likelihood import PositionCurve, position_sums
+from jaxmm.evaluate.likelihood import PositionCurve
 
 
 def test_a_uniform_guess_costs_what_it_must():

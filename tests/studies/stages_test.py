@@ -68,7 +68,8 @@ def test_a_changed_setting_runs_anew_what_depends_on_it_and_nothing_else(tmp_pat
   assert changed.ran == ['b', 'c/deep']
   assert (tmp_path / 'b/work').read_text() == 'x'
   kept = [p.name for p in tmp_path.iterdir() if '.old-' in p.name]
-  assert kept == [f'b.old-{old[:8]}'] and json.loads((tmp_path / kept[0] / 'result.json').read_text())['result']
+  assert kept == [f'b.old-{old[:8]}']
+  assert json.loads((tmp_path / kept[0] / 'result.json').read_text())['result']
   assert any('settings.steps: 1 -> 2' in line for line in changed.lines)
 
 
