@@ -137,9 +137,26 @@ def _add_train(verbs):
   )
   p.add_argument('--profile', metavar='FIRST:LAST', help='trace these steps with the JAX profiler')
   p.add_argument('--stop-after', type=int, metavar='STEP', help='save and leave at this step')
+  several = p.add_argument_group(
+    'several processes', 'the same command in each; every one sees the data and the workdir'
+  )
+  several.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens')
+  several.add_argument('--process-id', type=int, metavar='I', help='of this process, from 0')
+  several.add_argument('--process-count', type=int, metavar='N')
+  several.add_argument(
+    '--distributed', action='store_true', help='find all three: on TPU pods and under SLURM'
+  )
 
 
 def _train(options) -> int:
+  from jaxmm.train import processes
+
+  processes.join(
+    options.coordinator,
+    options.process_id,
+    options.process_count,
+    is_found=options.distributed,
+  )
   from jaxmm import config as configs
   from jaxmm.studies import run
 
@@ -232,6 +249,14 @@ def _add_sample(verbs):
   p.add_argument('--top-k', type=int, default=0)
   p.add_argument('--top-p', type=float, default=1.0)
   p.add_argument('--guidance', type=float, default=1.0, help='classifier-free guidance scale')
+  p.add_argument(
+    '--guidance-interval',
+    type=int,
+    default=-1,
+    metavar='N',
+    help="guide the first N + 2 codes only (LlamaGen's cfg_interval); default: all",
+  )
+  p.add_argument('--greedy', action='store_true', help='always the likeliest code')
   p.add_argument('--seed', type=int, default=0)
   p.add_argument('--output', required=True, metavar='FILE.png')
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
@@ -253,6 +278,8 @@ def _sample(options) -> int:
       top_k=options.top_k,
       top_p=options.top_p,
       guidance_scale=options.guidance,
+      guidance_interval=options.guidance_interval,
+      greedy=options.greedy,
     )
   )
   return 0
@@ -312,12 +339,22 @@ def _add_convert(verbs):
   p.add_argument('--preset', help='VQ-16, VQ-8; B, L, XL, XXL, 3B')
   p.add_argument('--image-size', type=int, default=256, help='default: %(default)s')
   p.add_argument('--input', required=True, help='a .safetensors, .npz or .pt file, or a run')
-  p.add_argument('--output', required=True, help='a run directory, or a .safetensors or .npz file')
+  p.add_argument(
+    '--output',
+    required=True,
+    help="a run directory, or a .safetensors, .npz or .pt file (.pt needs the extra 'torch')",
+  )
+  p.add_argument(
+    '--ema',
+    action=argparse.BooleanOptionalAction,
+    help='the averaged weights, or those as trained; default: the average where there is one',
+  )
 
 
 def _convert(options) -> int:
   from jaxmm.studies import convert
 
+  weights = {None: 'auto', True: 'ema', False: 'params'}[options.ema]
   print(
     convert.run(
       options.format,
@@ -325,6 +362,7 @@ def _convert(options) -> int:
       options.output,
       preset=options.preset,
       image_size=options.image_size,
+      weights=weights,
     )
   )
   return 0

@@ -1,12 +1,16 @@
 """The verbs: help with a real example, mistakes named, nothing heavy imported for either."""
 
+import dataclasses
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from jaxmm import cli
 from jaxmm.config import ConfigError
+from jaxmm.core.decoding import SamplingConfig
+from jaxmm.studies import convert, pictures
 
 VERBS = (
   'quickstart',
@@ -76,3 +80,63 @@ def test_a_paper_without_a_claim_lists_those_with_one(capsys):
 def test_a_profile_window_that_is_none_is_refused(text):
   with pytest.raises(ConfigError, match='FIRST:LAST'):
     cli._window(text)
+
+
+def test_every_sampling_setting_has_a_flag(monkeypatch, capsys):
+  seen = {}
+  monkeypatch.setattr(pictures, 'sample', lambda *a, **given: seen.update(given))
+  verb = ['sample', '--run', 'r', '--output', 'x.png']
+  fields = {f.name for f in dataclasses.fields(SamplingConfig)}
+  assert cli.main(verb) == 0
+  assert SamplingConfig(**{k: v for k, v in seen.items() if k in fields}) == SamplingConfig()
+  words = '--temperature 0.5 --top-k 3 --top-p 0.9 --guidance 2 --guidance-interval 7 --greedy'
+  assert cli.main([*verb, *words.split()]) == 0
+  chosen = SamplingConfig(**{k: v for k, v in seen.items() if k in fields})
+  assert chosen == SamplingConfig(0.5, 3, 0.9, 2.0, 7, True) and fields <= seen.keys()
+
+
+@pytest.mark.parametrize(
+  ('flag', 'weights'), [([], 'auto'), (['--ema'], 'ema'), (['--no-ema'], 'params')]
+)
+def test_which_weights_are_converted(flag, weights, monkeypatch, capsys):
+  seen = {}
+  monkeypatch.setattr(convert, 'run', lambda *a, **given: seen.update(given))
+  cli.main(['convert', '--format', 'llamagen-vq', '--input', 'a', '--output', 'b', *flag])
+  assert seen['weights'] == weights
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    ('--coordinator n:1', '--coordinator is given without --process-id, --process-count'),
+    ('--process-id 0 --process-count 2', 'given without --coordinator'),
+    ('--distributed --process-id 0', '--process-id is given; leave one out'),
+    ('--coordinator n --process-id 0 --process-count 2', 'expected HOST:PORT'),
+    ('--coordinator n:1 --process-id 2 --process-count 2', 'expected ids from 0 to count - 1'),
+  ],
+)
+def test_half_given_processes_are_refused(words, message, tmp_path, capsys):
+  argv = ['train', '--config', 'crt/mini.py', '--workdir', str(tmp_path / 'run'), *words.split()]
+  assert cli.main(argv) == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
+
+
+def test_processes_are_joined_before_the_config_is_read(monkeypatch, tmp_path, capsys):
+  joined = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **given: joined.append(given))
+  argv = ['train', '--config', 'absent.py', '--workdir', str(tmp_path)]
+  words = ['--coordinator', '[::1]:12', '--process-id', '1', '--process-count', '2']
+  assert cli.main([*argv, *words]) == 2 and 'absent.py' in capsys.readouterr().err
+  assert cli.main([*argv, '--distributed']) == 2
+  given = dict(coordinator_address='[::1]:12', num_processes=2, process_id=1)
+  assert joined == [given, {}]
+  assert cli.main(argv) == 2 and len(joined) == 2
+
+  def lost(**given):
+    raise RuntimeError('nobody there')
+
+  monkeypatch.setattr(jax.distributed, 'initialize', lost)
+  assert cli.main([*argv, *words]) == 1
+  said = capsys.readouterr().err
+  assert 'could not join the 2 processes at [::1]:12 (nobody there)' in said

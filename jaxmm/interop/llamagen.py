@@ -16,30 +16,38 @@ from jaxmm.interop.weight_file import read_weight_file
 
 # Where training scripts put the weights: DDP, DeepSpeed, Lightning; FSDP files are bare.
 WRAPPERS = ('model', 'module', 'state_dict')
-# Beside the weights in tokenizer checkpoints; `entry` asks for one of them.
-OTHERS = ('ema', 'optimizer', 'discriminator', 'optimizer_disc', 'steps', 'args')
+# The running average of the weights, where a training script kept one.
+AVERAGE = 'ema'
+# Beside the weights in tokenizer checkpoints.
+OTHERS = (AVERAGE, 'optimizer', 'discriminator', 'optimizer_disc', 'steps', 'args')
 
 
-def read_state_dict(path: str | pathlib.Path, entry: str | None = None) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | pathlib.Path, weights: str = 'auto') -> dict[str, np.ndarray]:
   """The weights of a checkpoint by LlamaGen's names, without wrappers and without `freqs_cis`.
 
   Args:
     path: .safetensors, .npz, or .pt, .pth, .bin (read without running what a pickle may hold; see
       `interop.torch_file`).
-    entry: which entry of the outermost dict to take ('ema' for averaged weights); None takes the
-      first of WRAPPERS that is there, else everything.
+    weights: 'params', 'ema', or 'auto': the average where the file has one (as LlamaGen's own
+      scripts choose, and `jaxmm.load`).
 
   Raises:
-    ConfigError: no such file or entry, or a file that cannot be read.
+    ConfigError: no such file or weights, or a file that cannot be read.
   """
+  if weights not in ('auto', 'params', 'ema'):
+    raise ConfigError(f'weights is {weights!r}, expected auto, params or ema')
   arrays = read_weight_file(path)
   tops = {name.partition('.')[0] for name in arrays}
-  if entry is not None and entry not in tops:
-    raise ConfigError(f'{path} has no entry {entry!r}; it holds {", ".join(sorted(tops))}')
+  if weights == 'ema' and AVERAGE not in tops:
+    held = ', '.join(sorted(tops)[:8])
+    raise ConfigError(f'{path} has no averaged weights ({AVERAGE!r}); it holds {held}')
   # A bare dict has names like `layers.0...`; a wrapped one has nothing but wrappers and their
   # neighbours.
   wrapped = tops <= {*WRAPPERS, *OTHERS}
-  chosen = entry or next((w for w in WRAPPERS if wrapped and w in tops), None)
+  order = {'auto': (AVERAGE, *WRAPPERS), 'ema': (AVERAGE,), 'params': WRAPPERS}[weights]
+  chosen = next((w for w in order if (wrapped or weights == 'ema') and w in tops), None)
+  if tops and wrapped and chosen is None:
+    raise ConfigError(f'{path} holds {", ".join(sorted(tops))}, but no weights ({weights})')
   if chosen is not None:
     arrays = {n.partition('.')[2]: a for n, a in arrays.items() if n.startswith(chosen + '.')}
   # Distributed training puts `module.` in front of every name inside the wrapper.
@@ -69,7 +77,7 @@ def write_state_dict(path: str | pathlib.Path, arrays: Mapping[str, np.ndarray])
       import torch
     except ImportError as error:
       raise ConfigError(
-        f'{path}: writing {path.suffix} needs PyTorch (pip install torch); '
+        f"{path}: writing {path.suffix} needs PyTorch (pip install 'jaxmm[torch]'); "
         'write .safetensors or .npz instead, which do not'
       ) from error
     torch.save({'model': {n: torch.from_numpy(a) for n, a in arrays.items()}}, path)

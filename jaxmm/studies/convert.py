@@ -28,6 +28,7 @@ def run(
   *,
   preset: str | None = None,
   image_size: int = 256,
+  weights: str = 'auto',
 ) -> str:
   """Converts in the direction that `source` says: a file comes in, a run directory goes out.
 
@@ -37,6 +38,8 @@ def run(
     output: a run directory, or a .safetensors or .npz file.
     preset: for a file: 'VQ-16', 'VQ-8', or 'B', 'L', 'XL', 'XXL', '3B'.
     image_size: pixels a side of the images the checkpoint was trained on.
+    weights: 'params', 'ema' (their running average), or 'auto': the average where there is one, as
+      `jaxmm.load` takes it.
 
   Returns:
     What was written, in words.
@@ -44,9 +47,9 @@ def run(
   if layout not in FORMATS:
     raise ConfigError(f'format is {layout!r}, expected one of {", ".join(FORMATS)}')
   if pathlib.Path(source).is_dir():
-    return _out(layout, source, output)
+    return _out(layout, source, output, weights)
   model = _model_settings(layout, preset, image_size)
-  state_dict = llamagen.read_state_dict(source)
+  state_dict = llamagen.read_state_dict(source, weights)
   if layout == 'llamagen-vq':
     network = vqgan_task.make_task(model).config.network
     params = {'vqgan': llamagen_vq.from_state_dict(network, state_dict)}
@@ -89,8 +92,10 @@ def _write_run(
   write_config(directory, config)
 
 
-def _out(layout: str, source: str | os.PathLike, output: str | os.PathLike) -> str:
-  loaded = loading.load(source)
+def _out(
+  layout: str, source: str | os.PathLike, output: str | os.PathLike, weights: str = 'auto'
+) -> str:
+  loaded = loading.load(source, weights=weights)
   kinds = {'llamagen-vq': loading.LoadedTokenizer, 'llamagen-gpt': loading.LoadedImageLm}
   if not isinstance(loaded, kinds[layout]):
     raise ConfigError(f'{source} is a run of {loaded.config["task"]}, which is no {layout}')

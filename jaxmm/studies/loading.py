@@ -170,7 +170,7 @@ def load(
     LoadedTokenizer (encode, decode), LoadedImageLm (sample), or LoadedRun for other Tasks.
 
   Raises:
-    ConfigError: the directory is not a run, or holds no checkpoint.
+    ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.
   """
   directory = pathlib.Path(directory)
   config = read_config(directory)
@@ -178,6 +178,10 @@ def load(
   checkpoints = Checkpoints(directory / 'checkpoints')
   if not checkpoints.steps():
     raise ConfigError(f'{directory} holds no checkpoint yet; train it first')
+  if weights not in ('auto', 'params', 'ema'):
+    raise ConfigError(f'weights is {weights!r}, expected auto, params or ema')
+  if weights == 'ema' and not config.get('ema'):
+    raise ConfigError(f'{directory} kept no average of its parameters: ema is 0 in its config')
   if weights == 'auto':
     weights = 'ema' if config.get('ema') else 'params'
   params, _, step = checkpoints.load_numpy(weights, step=step)

@@ -33,13 +33,18 @@ def test_wrappers_are_taken_off(tmp_path, wrapper):
   same(llamagen.read_state_dict(path), WEIGHTS)
 
 
-def test_an_entry_is_taken_by_name(tmp_path):
-  path = tmp_path / 'weights.npz'
+def test_the_average_is_taken_where_there_is_one_or_as_asked(tmp_path):
+  path, plain = tmp_path / 'weights.npz', tmp_path / 'plain.npz'
   np.savez(path, **{'model.norm.weight': np.zeros(1), 'ema.norm.weight': np.ones(1)})
-  assert llamagen.read_state_dict(path)['norm.weight'] == 0
-  assert llamagen.read_state_dict(path, 'ema')['norm.weight'] == 1
-  with pytest.raises(ConfigError, match="no entry 'emma'; it holds ema, model"):
-    llamagen.read_state_dict(path, 'emma')
+  np.savez(plain, **{'model.norm.weight': np.zeros(1)})
+  taken = lambda p, *weights: float(llamagen.read_state_dict(p, *weights)['norm.weight'][0])
+  assert [taken(path), taken(path, 'ema'), taken(path, 'params')] == [1, 1, 0]
+  assert [taken(plain), taken(plain, 'params')] == [0, 0]
+  with pytest.raises(ConfigError, match="no averaged weights .'ema'.; it holds model"):
+    llamagen.read_state_dict(plain, 'ema')
+  np.savez(path, **{'ema.norm.weight': np.ones(1)})
+  with pytest.raises(ConfigError, match=r'holds ema, but no weights \(params\)'):
+    llamagen.read_state_dict(path, 'params')
 
 
 def test_errors_say_what_would_do(tmp_path, monkeypatch):

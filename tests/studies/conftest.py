@@ -61,7 +61,7 @@ def path(tmp_path_factory):
     ),
     f'train --config {config}:image_lm --workdir {out.lm} {both(out.tokens)}',
     f'evaluate --run {out.tokenizer} --batch 8',
-    f'sample --run {out.lm} --num 4 --guidance 1.5 --output {at}/samples.png '
+    f'sample --run {out.lm} --num 4 --guidance 1.5 --guidance-interval 2 --output {at}/samples.png '
     f'--array {at}/samples.npz',
     f'reconstruct --run {out.tokenizer} --num 5 --output {at}/rebuilt.png',
     f'report {out.lm}',

@@ -118,6 +118,19 @@ def test_moved_together_the_codes_still_lead_to_their_tokenizer(path, tmp_path):
   assert found.resolve() == (tmp_path / 'tokenizer').resolve()
 
 
+def test_an_average_that_was_not_kept_is_not_converted(path, tmp_path, capsys):
+  out = ['--input', str(path.tokenizer), '--output', str(tmp_path / 'vq.npz')]
+  assert cli.main(['convert', '--format', 'llamagen-vq', '--ema', *out]) == 2
+  assert 'kept no average of its parameters: ema is 0' in capsys.readouterr().err
+
+
+def test_a_run_says_what_it_ran_on(path):
+  said = json.loads((path.lm / 'environment.json').read_text())
+  assert said['platform'] == 'cpu' and said['process_count'] == 1
+  page = (path.lm / 'report.html').read_text()
+  assert 'Environment' in page and said['versions']['jaxlib'] in page
+
+
 def test_convert_out_and_in_again_is_bit_equal(path, tmp_path, monkeypatch):
   monkeypatch.setitem(convert._VQ_PRESETS, 'tiny', tiny_runs.NETWORK)
   monkeypatch.setitem(image_lm.PRESETS, 'tiny', tiny_runs.IMAGE_MODEL)
