@@ -89,15 +89,20 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _verb(verbs, name: str, run, what: str, example: str, overrides: bool = False):
+def _verb(verbs, name: str, run, what: str, example: str, setting: str = ''):
+  """A verb's parser; `setting` is an example of the `--config.*` settings that it takes, if any."""
+  settings = (
+    f'\n\n--config.KEY=VALUE changes a setting, such as --config.{setting}; VALUE may be\n'
+    'None where there can be none. A key that does not exist names its nearest neighbours.'
+  )
   parser = verbs.add_parser(
     name,
     help=what,
-    description=what,
+    description=what + settings * bool(setting),
     epilog=f'example:\n  {example}',
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.set_defaults(run=run, takes_overrides=overrides)
+  parser.set_defaults(run=run, takes_overrides=bool(setting))
   return parser
 
 
@@ -105,11 +110,11 @@ def _add_quickstart(verbs):
   p = _verb(
     verbs, 'quickstart', _quickstart,
     'Trains a tokenizer without and with causal regularization on MNIST, the same image model on\n'
-    'both, samples, and writes DIR/report.html..',
+    'both, samples, and writes DIR/report.html.',
     'jaxmm quickstart --workdir runs/quickstart',
   )  # fmt: skip
-  p.add_argument('--workdir', default='runs/quickstart', help='default: %(default)s')
-  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--workdir', metavar='DIR', default='runs/quickstart', help='default: %(default)s')
+  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
 
 
 def _quickstart(options) -> int:
@@ -124,11 +129,15 @@ def _add_train(verbs):
   p = _verb(
     verbs, 'train', _train,
     'Trains what a config describes; run again it resumes from the newest good checkpoint.',
-    'jaxmm train --config experiments/crt/mini.py --config.steps=100 --workdir runs/mini',
-    overrides=True,
+    'jaxmm train --config experiments/crt/mini.py --config.steps=100 --workdir runs/mini\n'
+    '  jaxmm train --config experiments/crt/mini.py --workdir runs/mini \\\n'
+    '    --coordinator localhost:1234 --process-count 2 --process-id 0  # and the same with 1',
+    setting='model.regularizer.weight=0.5',
   )  # fmt: skip
-  p.add_argument('--config', required=True, metavar='FILE.py[:ARG]')
-  p.add_argument('--workdir', required=True)
+  p.add_argument(
+    '--config', required=True, metavar='FILE.py[:ARG]', help='what to train; ARG picks a variant'
+  )
+  p.add_argument('--workdir', required=True, metavar='DIR', help='the run, made if it is not there')
   p.add_argument('--init-from', metavar='RUN', help='start from the parameters of another run')
   p.add_argument(
     '--accept-config-change',
@@ -142,7 +151,7 @@ def _add_train(verbs):
   )
   several.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens')
   several.add_argument('--process-id', type=int, metavar='I', help='of this process, from 0')
-  several.add_argument('--process-count', type=int, metavar='N')
+  several.add_argument('--process-count', type=int, metavar='N', help='how many there are')
   several.add_argument(
     '--distributed', action='store_true', help='find all three: on TPU pods and under SLURM'
   )
@@ -185,11 +194,16 @@ def _add_tokenize(verbs):
   p = _verb(
     verbs, 'tokenize', _tokenize,
     'Writes the codes of a data set as a token store, which image models train on.',
-    'jaxmm tokenize --run runs/mini --split train --output runs/mini/tokens-train',
-    overrides=True,
+    'jaxmm tokenize --run runs/mini --split train --output runs/mini-tokens/train',
+    setting='data.path=FOLDER',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
-  p.add_argument('--output', required=True)
+  p.add_argument(
+    '--output',
+    required=True,
+    metavar='DIR',
+    help='the store; an image model looks for STORES/SPLIT',
+  )
   p.add_argument('--split', default='train', help="split of the run's data (default: %(default)s)")
   p.add_argument(
     '--views',
@@ -197,7 +211,7 @@ def _add_tokenize(verbs):
     choices=['one', 'flip', 'ten'],
     help="one view an image, also its mirror image, or LlamaGen's ten crops (default: one)",
   )
-  p.add_argument('--batch', type=int, default=64)
+  p.add_argument('--batch', type=int, default=64, help='images a step (default: %(default)s)')
 
 
 def _tokenize(options) -> int:
@@ -222,7 +236,7 @@ def _add_reconstruct(verbs):
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
   p.add_argument('--images', nargs='*', metavar='FILE', help="default: the run's evaluation data")
-  p.add_argument('--num', type=int, default=16)
+  p.add_argument('--num', type=int, default=16, help='how many (default: %(default)s)')
   p.add_argument('--output', required=True, metavar='FILE.png')
 
 
@@ -237,18 +251,26 @@ def _add_sample(verbs):
   p = _verb(
     verbs, 'sample', _sample,
     'Samples images from an image model and writes them as a grid (and as an array).',
-    'jaxmm sample --run runs/lm --num 64 --guidance 2.0 --output samples.png',
+    'jaxmm sample --run runs/mini-lm --num 64 --guidance 2.0 --output samples.png',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='an image model run')
   p.add_argument(
     '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
   )
-  p.add_argument('--num', type=int, default=64)
-  p.add_argument('--labels', type=int, nargs='*', help='class ids; default: all in turn')
-  p.add_argument('--temperature', type=float, default=1.0)
-  p.add_argument('--top-k', type=int, default=0)
-  p.add_argument('--top-p', type=float, default=1.0)
-  p.add_argument('--guidance', type=float, default=1.0, help='classifier-free guidance scale')
+  p.add_argument('--num', type=int, default=64, help='how many (default: %(default)s)')
+  p.add_argument(
+    '--labels', type=int, nargs='*', metavar='ID', help='class ids; default: all in turn'
+  )
+  p.add_argument('--temperature', type=float, default=1.0, metavar='T', help='default: 1')
+  p.add_argument(
+    '--top-k', type=int, default=0, metavar='K', help='the K likeliest codes only; default: all'
+  )
+  p.add_argument(
+    '--top-p', type=float, default=1.0, metavar='P', help='the likeliest codes with probability P'
+  )
+  p.add_argument(
+    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
+  )
   p.add_argument(
     '--guidance-interval',
     type=int,
@@ -257,7 +279,7 @@ def _add_sample(verbs):
     help="guide the first N + 2 codes only (LlamaGen's cfg_interval); default: all",
   )
   p.add_argument('--greedy', action='store_true', help='always the likeliest code')
-  p.add_argument('--seed', type=int, default=0)
+  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
   p.add_argument('--output', required=True, metavar='FILE.png')
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
 
@@ -291,8 +313,8 @@ def _add_evaluate(verbs):
     'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.',
     'jaxmm evaluate --run runs/mini',
   )  # fmt: skip
-  p.add_argument('--run', dest='model', required=True, metavar='DIR')
-  p.add_argument('--batch', type=int, default=64)
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of any kind')
+  p.add_argument('--batch', type=int, default=64, help='rows a step (default: %(default)s)')
 
 
 def _evaluate(options) -> int:
@@ -374,7 +396,7 @@ def _add_report(verbs):
     'Writes one self-contained HTML page about a run: loss curves, evaluations, config.',
     'jaxmm report runs/mini',
   )  # fmt: skip
-  p.add_argument('run_dir', metavar='DIR')
+  p.add_argument('run_dir', metavar='DIR', help='the run')
   p.add_argument('--output', metavar='FILE.html', help='default: DIR/report.html')
 
 
