@@ -114,9 +114,17 @@ def _converted(hint: Any, value: Any, where: str) -> Any:
       return value
     elif dataclasses.is_dataclass(option) and isinstance(value, option):
       return value
-  name = lambda o: 'None' if o is type(None) else getattr(o, '__name__', str(o))
-  expected = ' or '.join(str(o) if typing.get_args(o) else name(o) for o in options)
+  expected = ' or '.join(_named(o) for o in options)
   raise ConfigError(f'{where} is {value!r} ({type(value).__name__}), expected {expected}')
+
+
+def _named(hint: Any) -> str:
+  """An annotation as a user reads it."""
+  if hint is type(None):
+    return 'None'
+  if typing.get_origin(hint) is typing.Literal:
+    return 'one of ' + ', '.join(map(repr, typing.get_args(hint)))
+  return str(hint) if typing.get_args(hint) else getattr(hint, '__name__', str(hint))
 
 
 def plain(values: Any) -> Any:

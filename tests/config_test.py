@@ -39,7 +39,7 @@ def test_nested_mappings_become_dataclasses():
     ({}, 'Outer lacks steps'),
     ({'steps': 'many'}, r"Outer.steps is 'many' \(str\), expected int"),
     ({'steps': True}, 'expected int'),
-    ({'steps': 1, 'name': 'c'}, "Outer.name is 'c'"),
+    ({'steps': 1, 'name': 'c'}, r"Outer.name is 'c' \(str\), expected one of 'a', 'b'"),
     ({'steps': 1, 'sizes': ['x']}, "Outer.sizes is 'x'"),
   ],
 )

@@ -186,9 +186,10 @@ def settle_config(
     ConfigError: settings that decide the result differ, or `config.json` cannot be read.
   """
   deciding, free = changed_settings(workdir, config)
+  why = lambda x: f'{x} (a learning rate ends with the run)' if x.startswith('steps: ') else x
   if deciding and resumes and not accept:
     raise ConfigError(
-      f'{workdir} holds a run with other settings:\n  ' + '\n  '.join(deciding) + '\n'
+      f'{workdir} holds a run with other settings:\n  ' + '\n  '.join(map(why, deciding)) + '\n'
       'Use another workdir for a new run, or --accept-config-change to go on with the new settings'
     )
   for line in deciding + free if resumes else []:

@@ -28,7 +28,9 @@ def settle(directory, settings, accept=False):
 @pytest.mark.parametrize('schedule', ['cosine', 'linear'])
 def test_steps_are_not_free_where_a_learning_rate_follows_them(schedule, tmp_path):
   settle(tmp_path, config(20, schedule))
-  with pytest.raises(ConfigError, match=r'(?s)other settings:\n  steps: 20 -> 30\n.*--accept-conf'):
+  with pytest.raises(
+    ConfigError, match=r'(?s):\n  steps: 20 -> 30 \(a learning rate ends .*--accept-conf'
+  ):
     settle(tmp_path, config(30, schedule))
   assert json.loads((tmp_path / 'config.json').read_text())['steps'] == 20
   lines = settle(tmp_path, config(30, schedule), accept=True)
