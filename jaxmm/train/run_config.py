@@ -75,7 +75,8 @@ class RunConfig:
     task: dotted module with `make_task(model) -> Task`; the trainer only records it.
     steps: optimizer steps in all.
     batch: rows of a global batch.
-    optimizer: settings of an `OptimizerConfig` a label of the Task.
+    optimizer: settings of an `OptimizerConfig` a label of the Task; None for a label that the Task
+      does not have after all (`--config.model.regularizer=None`).
     model, data, eval_data: recorded, read by those who build the Task and the batches.
     mesh: sizes of the mesh axes data, fsdp, tensor.
     rules: 'dp', 'fsdp' or 'tensor'.
@@ -122,9 +123,8 @@ class RunConfig:
       )
     if self.evaluate.weights == 'ema' and not self.ema:
       raise ConfigError('evaluate.weights is "ema", but ema is 0; set ema, or use "params"')
-    if not self.optimizer:
+    if not self.optimizers():
       raise ConfigError('optimizer is empty; expected one entry a label of the task')
-    self.optimizers()
     self.step_config()
 
   def optimizers(self) -> dict[str, OptimizerConfig]:
@@ -132,6 +132,8 @@ class RunConfig:
     out = {}
     for label, values in self.optimizer.items():
       where = f'optimizer.{label}'
+      if values is None:
+        continue
       if not isinstance(values, Mapping):
         raise ConfigError(
           f'{where} is {values!r}, expected settings such as '

@@ -5,6 +5,7 @@ import pytest
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.studies import run
+from jaxmm.train.run_config import RunConfig
 from tests import tiny_runs
 
 
@@ -36,13 +37,15 @@ def test_every_setting_of_the_model_can_be_set_and_none_switches_a_part_off():
       'model.vqgan.quantizer.entropy_weight=1', 'model.vqgan.remat=true',
       'model.adversarial.discriminator.channels=4', 'model.adversarial.start=3',
       'model.adversarial.discriminator.layers=1', 'model.regularizer=None',
-      'optimizer.generator.clip=None', 'data.split=test',
+      'optimizer.generator.clip=None', 'optimizer.regularizer=None', 'data.split=test',
     ],
   )  # fmt: skip
   settings = run.make_task(config).config
   assert settings.network.quantizer.entropy_weight == 1.0 and settings.network.remat
   assert settings.adversarial.start == 3 and settings.adversarial.discriminator.channels == 4
-  assert settings.regularizer is None and config.optimizer.generator.clip is None
+  assert settings.regularizer is None
+  trainer = configs.from_mapping(RunConfig, configs.plain(config))
+  assert [(k, v.clip) for k, v in trainer.optimizers().items()] == [('generator', None)]
   lm = run.with_settings(tiny_runs.get_config('image_lm').lock(), ['model.class_dropout=0.5'])
   assert run.make_task(lm).config.class_dropout == 0.5
 
