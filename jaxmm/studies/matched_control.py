@@ -43,7 +43,12 @@ class MatchedControl:
 
 
 def add_search(
-  study: Study, control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]], seed: int
+  study: Study,
+  control: MatchedControl,
+  tokenizers: Mapping[str, Mapping[str, Any]],
+  seed: int,
+  *,
+  must_answer: bool = True,
 ) -> None:
   """Adds the stages that find the control's codebook; the last one's result has it (`codes`).
 
@@ -52,6 +57,8 @@ def add_search(
     control: how it is made.
     tokenizers: `{arm: run config}`, at equal FLOPs.
     seed: on which the search is trained.
+    must_answer: False for runs too short for their errors to mean anything: where the search finds
+      nothing it says so, and the control gets the ladder's first codebook.
 
   Raises:
     ConfigError: an arm that is not there, or a ladder that does not lead down.
@@ -77,13 +84,19 @@ def add_search(
     del path
     errors = {c: study.result(names[c])['mse'] for c in control.ladder}
     errors[full] = study.result(names[control.of])['mse']
-    return {'codes': interpolated_codes(errors, study.result(names[control.like])['mse'])}
+    try:
+      return {'codes': interpolated_codes(errors, study.result(names[control.like])['mse'])}
+    except ConfigError as error:
+      if must_answer:
+        raise
+      study.echo(f'no control to be had at this length: {error}; it gets {control.ladder[0]} codes')
+      return {'codes': control.ladder[0]}
 
   study.add(
     Stage(
       control.arm,
       search,
-      {'ladder': list(control.ladder)},
+      {'ladder': list(control.ladder)} | ({} if must_answer else {'must_answer': False}),
       tuple(names.values()),
       title=f'codebook size of the {control.arm}',
       cost=0.1,

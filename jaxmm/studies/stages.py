@@ -27,6 +27,9 @@ from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.report.markup import duration_text, number_text
 
+# In the names of directories that are kept of what was run with other settings.
+_SET_ASIDE = ('.old-', '.before-')
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -178,7 +181,7 @@ class Study:
     old = _read_json(path / 'inputs.json')
     if old is None or old.get('digest') == digest:
       return
-    name = f'{path.name}.old-{old.get("digest", "unknown")[:8]}'
+    name = f'{path.name}{_SET_ASIDE[0]}{old.get("digest", "unknown")[:8]}'
     aside, number = path.with_name(name), 2
     while aside.exists():
       aside = path.with_name(f'{name}-{number}')
@@ -232,6 +235,19 @@ class Study:
       except OSError as error:
         raise ConfigError(f'another process is running the study in {self.directory}') from error
       yield
+
+
+def read_records(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
+  """`{stage: {'seconds': ..., 'result': ...}}` of what is done in a study's directory, by name.
+
+  For what is made of a study elsewhere, without its settings; old attempts are left out.
+  """
+  root, out = pathlib.Path(directory), {}
+  for path in sorted(root.rglob('result.json')):
+    name, record = path.parent.relative_to(root).as_posix(), _read_json(path)
+    if record and not any(mark in name for mark in _SET_ASIDE):
+      out[name] = record
+  return out
 
 
 def _digest(inputs: Mapping[str, Any]) -> str:

@@ -12,7 +12,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,7 @@ from jaxmm.config import ConfigError
 from jaxmm.evaluate.features import feature_statistics
 from jaxmm.evaluate.images import FeatureStatistics, frechet_distance
 from jaxmm.interop.efficientnet import read_classifier
-from jaxmm.studies import evaluation, loading, run, tokens
+from jaxmm.studies import evaluation, loading, run, stages, tokens
 from jaxmm.studies.stages import Budget, Stage, Study, paired
 
 Echo = Callable[[str], None]
@@ -267,17 +269,33 @@ def measurements(study: Study, plan: TwoStage) -> dict[str, dict[int, dict[str, 
   """`{arm: {seed: {metric: value}}}` of a study that has run; bits are per image."""
   out: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in plan.tokenizers}
   for seed, arm in paired(plan.seeds, list(plan.tokenizers)):
-    at = f'seed-{seed}/{arm}'
-    tokenizer, model = study.result(f'{at}/tokenizer'), study.result(f'{at}/image_model')
-    out[arm][seed] = {
-      'reconstruction_mse': tokenizer['mse'],
-      'psnr': tokenizer['psnr'],
-      'code_perplexity': tokenizer['code_perplexity'],
-      'code_usage': tokenizer['code_usage'],
-      'bits_per_image': model['bits_per_image'],
-      'frechet': study.result(f'{at}/samples')['frechet'],
-    }
+    out[arm][seed] = _measures({s: study.result(f'seed-{seed}/{arm}/{s}') for s in _MEASURED})
   return out
+
+
+def read_measurements(directory: str | os.PathLike) -> dict[str, dict[int, dict[str, float]]]:
+  """`measurements` of all arms and seeds that are done in a study's directory."""
+  records, out = stages.read_records(directory), {}
+  for name in records:
+    found = re.fullmatch(r'seed-(\d+)/([^/]+)/samples', name)
+    parts = {s: f'{name.removesuffix("samples")}{s}' for s in _MEASURED}
+    if found and all(part in records for part in parts.values()):
+      results = {s: records[part]['result'] for s, part in parts.items()}
+      out.setdefault(found[2], {})[int(found[1])] = _measures(results)
+  return out
+
+
+_MEASURED = ('tokenizer', 'image_model', 'samples')
+
+
+def _measures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+  """The metrics of one arm and seed, from the results of its stages."""
+  of_tokenizer = {m: results['tokenizer'][m] for m in ('psnr', 'code_perplexity', 'code_usage')}
+  return of_tokenizer | {
+    'reconstruction_mse': results['tokenizer']['mse'],
+    'bits_per_image': results['image_model']['bits_per_image'],
+    'frechet': results['samples']['frechet'],
+  }
 
 
 def bits_by_position(study: Study, plan: TwoStage) -> dict[str, np.ndarray]:

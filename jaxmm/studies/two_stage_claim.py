@@ -138,7 +138,9 @@ def planned(
     read_classifier(plan.feature_weights)  # that the weights are missing shows at once
   expected = plan
   if claim.control:
-    matched_control.add_search(study, claim.control, plan.tokenizers, plan.seeds[0])
+    matched_control.add_search(
+      study, claim.control, plan.tokenizers, plan.seeds[0], must_answer=scale >= 1
+    )
     full = matched_control.codes_of(plan.tokenizers[claim.control.of])
     guess = math.isqrt(full * min(claim.control.ladder))
     expected = _with_control(claim, plan, guess)

@@ -14,7 +14,7 @@ from jaxmm.report.run_page import read_log
 from jaxmm.studies import loading, pictures, stages, two_stage
 from jaxmm.studies.two_stage import TwoStage
 
-_METRICS = {
+METRICS = {
   'bits_per_image': 'stage-2 bits an image (held out)',
   'frechet': 'Frechet distance of samples',
   'reconstruction_mse': 'reconstruction error (MSE, images in [-1, 1])',
@@ -70,9 +70,9 @@ def _add_table(out: page.Page, study: stages.Study, plan: TwoStage) -> None:
   measured = two_stage.measurements(study, plan)
   arms = list(plan.tokenizers)
   rows = []
-  for metric, name in _METRICS.items():
+  for metric, name in METRICS.items():
     values = {arm: [measured[arm][seed][metric] for seed in plan.seeds] for arm in arms}
-    cells = [_spread(values[arm]) for arm in arms]
+    cells = [spread(values[arm]) for arm in arms]
     rows.append([name, *cells])
   out.add_section(
     'The numbers',
@@ -81,7 +81,8 @@ def _add_table(out: page.Page, study: stages.Study, plan: TwoStage) -> None:
   )
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+  """The mean and, of several seeds, the smallest and the largest in brackets."""
   mean = f'{np.mean(values):.4g}'
   return mean if len(values) == 1 else f'{mean} ({min(values):.4g} to {max(values):.4g})'
 
@@ -188,7 +189,7 @@ def print_table(measured: Mapping, echo) -> None:
   """The numbers for a terminal."""
   arms = list(measured)
   rows = [
-    [name, *(_spread([run[metric] for run in measured[arm].values()]) for arm in arms)]
-    for metric, name in _METRICS.items()
+    [name, *(spread([run[metric] for run in measured[arm].values()]) for arm in arms)]
+    for metric, name in METRICS.items()
   ]
   echo(stages.text_table(['', *arms], rows))

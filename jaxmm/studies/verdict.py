@@ -157,14 +157,25 @@ class Verdict:
     """All numbers, for `json.dump`; what is not finite becomes null."""
     return _finite_json(dataclasses.asdict(self)) | {'sentence': self.sentence()}
 
+  @classmethod
+  def from_json(cls, value: Mapping[str, Any]) -> Verdict:
+    """What `to_json` gave."""
+    claim = dict(value['claim'])
+    claim['criteria'] = tuple(Criterion(**c) for c in claim['criteria'])
+    return cls(Claim(**claim), value['outcome'], tuple(map(_finding_of, value['findings'])))
+
+  def rows(self) -> tuple[list[str], list[list[Any]]]:
+    """Column names and rows of the table: a row a criterion."""
+    return _rows(self.findings)
+
   def text(self) -> str:
     """The verdict for a terminal."""
-    head, rows = _rows(self.findings)
+    head, rows = self.rows()
     return f'{self.claim.sentence}\n\n{text_table(head, rows)}\n\n{self.outcome}: {self.sentence()}'
 
   def blocks(self) -> list[Html]:
     """For a page: the verdict in a box, the table, the intervals drawn."""
-    head, rows = _rows(self.findings)
+    head, rows = self.rows()
     shown = [
       [*row[:-1], page.mark(row[-1], f.outcome)] for row, f in zip(rows, self.findings, strict=True)
     ]
@@ -327,6 +338,14 @@ def _interval(finding: Finding) -> figures.Interval:
     c.name, finding.estimate, finding.low, finding.high, c.threshold, c.claimed,
     finding.observations, finding.outcome, detail,
   )  # fmt: skip
+
+
+def _finding_of(value: Mapping[str, Any]) -> Finding:
+  """From JSON: lists become tuples, null what is not finite."""
+  number = lambda x: math.nan if x is None else x
+  fields = {k: tuple(map(number, v)) if isinstance(v, list) else v for k, v in value.items()}
+  fields |= {k: number(fields[k]) for k in ('estimate', 'low', 'high')}
+  return Finding(**fields | {'criterion': Criterion(**value['criterion'])})
 
 
 def _finite_json(value: Any) -> Any:
