@@ -4,6 +4,7 @@ import pytest
 
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
+from jaxmm.studies import two_stage
 from jaxmm.studies.matched_control import MatchedControl, add_search, codes_of, interpolated_codes
 from jaxmm.studies.stages import Study
 
@@ -49,3 +50,34 @@ def test_a_search_that_cannot_find_anything_is_refused(tmp_path, changes, said):
 
 
 _ARMS = ('baseline', 'crt')
+
+
+def search(directory, monkeypatch, errors, **options):
+  """(what the search says, the lines it printed) where trainings give these errors, by codes."""
+
+  def train(config, path, echo):
+    return {'mse': errors['crt' if 'regularizer' in config['model'] else codes_of(config)]}
+
+  monkeypatch.setattr(two_stage, 'train_and_measure', train)
+  tokenizers = {w: configs.plain(configs.load_config(f'crt/mini.py:{w}')) for w in _ARMS}
+  lines = []
+  study = Study(directory, lines.append)
+  add_search(study, MatchedControl('baseline', 'crt', (32, 8)), tokenizers, seed=4, **options)
+  return study.run()['control'], lines
+
+
+def test_the_search_trains_what_it_interpolates(tmp_path, monkeypatch):
+  errors = {128: 0.04, 32: 0.06, 8: 0.08, 'crt': 0.05}
+  found, lines = search(tmp_path, monkeypatch, errors)
+  assert found == {'codes': 64}
+  trained = sorted(path.parent.name for path in tmp_path.glob('seed-4/*/tokenizer'))
+  assert trained == ['baseline', 'crt', 'search-32', 'search-8'] and '5 stages' in lines[0]
+
+
+def test_only_a_run_that_decides_nothing_may_do_without_a_control(tmp_path, monkeypatch):
+  errors = {128: 0.04, 32: 0.03, 8: 0.08, 'crt': 0.05}
+  with pytest.raises(ConfigError, match='do not rise'):
+    search(tmp_path / 'whole', monkeypatch, errors)
+  found, lines = search(tmp_path / 'short', monkeypatch, errors, must_answer=False)
+  assert found == {'codes': 32}
+  assert any('do not rise' in line and 'it gets 32 codes' in line for line in lines)
