@@ -15,10 +15,12 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Variables = Mapping[str, Any]
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
+Summary = Callable[[np.ndarray, np.ndarray], dict[str, float | None]]
 
 
 @flax.struct.dataclass
@@ -79,7 +81,11 @@ class Task:
   def after_update(
     self, state: TrainState, stats: Any, key: jax.Array, step: jax.Array
   ) -> TrainState:
-    """What follows the update (codebook averages, dead codes revived); default: nothing."""
+    """What follows the update (codebook averages, dead codes revived); default: nothing.
+
+    `state.ema` is the average before this step; it moves to what this returns, but for parameters
+    labelled 'frozen', of which it is a copy.
+    """
     del stats, key, step
     return state
 
@@ -101,6 +107,15 @@ class Task:
 
   def evaluations(self) -> Mapping[str, Callable[[Variables, Batch, jax.Array], Sums]]:
     """Named pure functions `(variables, batch, key) -> {metric: (sum, count)}`."""
+    return {}
+
+  def summaries(self) -> Mapping[str, Summary]:
+    """How the log shows a metric whose quotient sum / count says nothing (counts of codes).
+
+    `{metric: function(sum, count) -> {name: scalar, or None for no value}}`, for metrics of `loss`
+    and of `evaluations`; the function sees float64 sums over all that a line of the log is about,
+    on the host. Every other metric is shown as its quotient.
+    """
     return {}
 
   def step_flops(self, batch_size: int) -> float:

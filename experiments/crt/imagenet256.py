@@ -48,6 +48,7 @@ def tokenizer(what: str) -> ConfigDict:
       steps=400_000 if what == 'baseline' else 380_000,
       batch=128,
       ema=0.9999,
+      ema_warmup=True,
       model=dict(
         image_size=256,
         vqgan=dict(

@@ -424,6 +424,13 @@ def code_counts(ids_BL: jax.Array, num_codes: int, valid_B: jax.Array | None = N
   return jnp.zeros(num_codes, jnp.int32).at[ids_BL].add(weight_BL, mode='drop')
 
 
+def code_use(count_K: np.ndarray, total: np.ndarray) -> dict[str, float | None]:
+  """What a log shows of counts of codes (`Task.summaries`); None of nothing."""
+  if not total:
+    return {'code_usage': None, 'code_perplexity': None}
+  return {'code_usage': usage(count_K), 'code_perplexity': perplexity(count_K)}
+
+
 def usage(count_K: np.ndarray) -> float:
   """Share of the codes that were used at least once."""
   return float(np.mean(np.asarray(count_K, np.float64) > 0))

@@ -268,6 +268,8 @@ class VqganTask(Task):
     sums |= {name: weighted_sum(v, valid_B) for name, v in notes.items()}
     recent = jnp.mean(variables['codebook_stats']['unused_K'] < _RECENT)
     sums['codes_in_use'] = weighted_sum(jnp.broadcast_to(recent, valid_B.shape), valid_B)
+    count_K = stats['codes']['count_K']
+    sums['code_counts'] = (count_K, jnp.sum(count_K))
     return scalar, jax.lax.stop_gradient(sums), jax.lax.stop_gradient(stats)
 
   def _appearance(self, variables, image, recon):
@@ -413,8 +415,7 @@ class VqganTask(Task):
     """Errors of clipped reconstructions, images in [-1, 1] (so PSNR's peak is 2), and counts of
     codes.
 
-    'code_counts' is an int32 array [K] over the number of positions: add it over batches, then
-    `quantizer.usage` and `quantizer.perplexity`.
+    'code_counts' is an int32 array [K] over the number of positions; see `summaries`.
     """
     del key
     c = self.config
@@ -433,6 +434,9 @@ class VqganTask(Task):
     sums = {name: weighted_sum(v, valid_B) for name, v in values.items()}
     count_K = quantizer.code_counts(out.quantized.ids_BL, c.network.quantizer.codes, valid_B)
     return sums | {'code_counts': (count_K, jnp.sum(count_K))}
+
+  def summaries(self):
+    return {'code_counts': quantizer.code_use}
 
   def step_flops(self, batch_size: int) -> float:
     """Forward and backward of all networks, the discriminator as after its start."""

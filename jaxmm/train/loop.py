@@ -42,7 +42,7 @@ from jaxmm.train.run_config import (
 )
 from jaxmm.train.stop import Stopped, StopRequest
 from jaxmm.train.timing import Clock, Tracer
-from jaxmm.train.window import Window, added, means
+from jaxmm.train.window import Window, added, shown
 
 __all__ = [
   'BatchSource',
@@ -346,7 +346,8 @@ class _Run:
   def _log_line(self, done: int, position: int, report: steps.Report) -> None:
     # The progress line shows the first ones: what is minimised, its terms, then the norms.
     rank = lambda item: (item[0].startswith(_NORMS), item[0] != 'objective', item[0])
-    fields = dict(sorted(means(self.window.totals).items(), key=rank)) | report.gauges
+    values = shown(self.window.totals, self.task.summaries())
+    fields = dict(sorted(values.items(), key=rank)) | report.gauges
     fields |= {
       'position': position,
       'records': self.batches.record_ids(position).tolist(),
@@ -378,16 +379,18 @@ class _Run:
       variables['constants'] = self.constants
     # The same key at every evaluation, so that two of them differ by the weights alone.
     key = jax.random.wrap_key_data(self.state.key)
-    totals = {}
+    totals = {name: {} for name in self.evaluations}
     for number, rows in enumerate(self.eval_batches.once()):
       if self.config.evaluate.batches is not None and number >= self.config.evaluate.batches:
         break
       batch = sharding.global_batch(self.mesh, rows)
       for name, function in self.evaluations.items():
-        totals = added(totals, function(variables, batch, key), f'{name}/')
-    if not totals:
+        totals[name] = added(totals[name], function(variables, batch, key))
+    if not all(totals.values()):
       raise ConfigError('the evaluation data gives no batch; check eval_data')
-    fields = means(totals) | {'weights': 'ema' if uses_ema else 'params'}
+    summaries, fields = self.task.summaries(), {'weights': 'ema' if uses_ema else 'params'}
+    for name, sums in totals.items():
+      fields |= {f'{name}/{metric}': x for metric, x in shown(sums, summaries).items()}
     self.log.write('evaluate', self.step, fields)
 
   def save(self, wait: bool = False) -> None:

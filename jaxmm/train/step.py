@@ -146,13 +146,18 @@ def gradients(
   return scalar, sums, stats, gradient
 
 
-def moving_average(ema: Any, params: Any, step: jax.Array, config: StepConfig) -> Any:
-  """`decay * ema + (1 - decay) * params`, after step `step`."""
+def moving_average(ema: Any, params: Any, labels: Any, step: jax.Array, config: StepConfig) -> Any:
+  """`decay * ema + (1 - decay) * params`, after step `step`.
+
+  Of what no optimizer trains (`labels`) the average is a copy: what stands still is its own
+  average, and a codebook that `after_update` moves is an average already.
+  """
   decay = jnp.float32(config.ema)
   if config.ema_warmup:
     t = step.astype(jnp.float32)
     decay = jnp.minimum(decay, (1 + t) / (10 + t))
-  return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+  one = lambda label, e, p: p if label == optimizers.FROZEN else e + (1 - decay) * (p - e)
+  return jax.tree.map(one, labels, ema, params)
 
 
 def train_step(
@@ -177,11 +182,11 @@ def train_step(
   gradient = jax.lax.with_sharding_constraint(gradient, blueprint.shardings.params)
   updates, opt_state = blueprint.optimizer.update(gradient, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  ema = None
-  if state.ema is not None:
-    ema = moving_average(state.ema, params, step, config)
-  new = state.replace(params=params, opt_state=opt_state, ema=ema)
+  new = state.replace(params=params, opt_state=opt_state)
   new = task.after_update(new, stats, key, step).replace(step=step + 1, key=state.key)
+  if new.ema is not None:  # last: it is to follow what `after_update` moved, too
+    average = moving_average(new.ema, new.params, blueprint.labels, step, config)
+    new = new.replace(ema=average)
 
   gradient_norms = optimizers.norms_by_label(gradient, blueprint.labels)
   update_norms = optimizers.norms_by_label(updates, blueprint.labels)

@@ -12,27 +12,41 @@ from typing import Any
 
 import numpy as np
 
+from jaxmm.task import Summary
+
 Totals = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def added(totals: Totals, sums: Mapping[str, tuple[Any, Any]], prefix: str = '') -> Totals:
+def added(totals: Totals, sums: Mapping[str, tuple[Any, Any]]) -> Totals:
   """`totals` plus the sums of one more batch, in float64."""
   out = dict(totals)
   for name, (total, count) in sums.items():
     pair = (np.asarray(total, np.float64), np.asarray(count, np.float64))
-    before = out.get(prefix + name)
-    out[prefix + name] = pair if before is None else (before[0] + pair[0], before[1] + pair[1])
+    before = out.get(name)
+    out[name] = pair if before is None else (before[0] + pair[0], before[1] + pair[1])
   return out
 
 
-def means(totals: Totals) -> dict[str, Any]:
-  """`{name: sum / count}`, floats or (nested) lists; None where nothing was counted."""
+def shown(totals: Totals, summaries: Mapping[str, Summary]) -> dict[str, Any]:
+  """What the log shows of sums: the scalars of its summary for a metric that has one
+  (`Task.summaries`), for others `sum / count`: floats or (nested) lists, None where nothing was
+  counted.
 
-  def one(total, count):
-    total, count = np.broadcast_arrays(total, count)
-    return _plain(total / np.where(count == 0, 1, count), count)
+  Raises:
+    ValueError: a summary's scalar has the name of another.
+  """
+  out: dict[str, Any] = {}
+  for name, (total, count) in sorted(totals.items()):
+    values = summaries[name](total, count) if name in summaries else {name: _mean(total, count)}
+    if clash := sorted(set(values) & set(out)):
+      raise ValueError(f'the summary of {name!r} uses names that are taken: {", ".join(clash)}')
+    out |= values
+  return out
 
-  return {name: one(*pair) for name, pair in sorted(totals.items())}
+
+def _mean(total: np.ndarray, count: np.ndarray) -> Any:
+  total, count = np.broadcast_arrays(total, count)
+  return _plain(total / np.where(count == 0, 1, count), count)
 
 
 class Window:

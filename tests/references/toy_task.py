@@ -3,7 +3,7 @@ after_update.
 
 A two-layer classifier of tokens (label 'body') whose features a second head (label 'head')
 classifies again; `extra['stats']` keeps an exponential average of the features, merged over the
-rows that count.
+rows that count. Only `after_update` moves the parameter 'unused', as it does an averaged codebook.
 
 Axes: B rows, L positions, D features, C classes.
 """
@@ -77,6 +77,7 @@ class ToyTask(Task):
       'cross_entropy': (first, tokens),
       'second': (second, tokens),
       'by_position': (jnp.sum(ce_BL * mask_BL, 0), jnp.sum(mask_BL, 0)),
+      'class_counts': (jnp.zeros(10).at[ids_BL].add(mask_BL), tokens),
     }
     stats = {'total': jnp.sum(h_BLF * mask_BL[..., None], (0, 1)), 'count': tokens}
     return scalar, sums, jax.lax.stop_gradient(stats)
@@ -84,7 +85,8 @@ class ToyTask(Task):
   def after_update(self, state, stats, key, step):
     mean = stats['total'] / jnp.maximum(stats['count'], 1)
     old = state.extra['stats']['mean']
-    return state.replace(extra={'stats': {'mean': 0.9 * old + 0.1 * mean}})
+    params = {**state.params, 'unused': state.params['unused'] + 1.0}
+    return state.replace(params=params, extra={'stats': {'mean': 0.9 * old + 0.1 * mean}})
 
   def label(self, path):
     return {'head': 'head', 'unused': 'frozen'}.get(path[0], 'body')
@@ -105,6 +107,9 @@ class ToyTask(Task):
       }
 
     return {'held_out': cross_entropy}
+
+  def summaries(self):
+    return {'class_counts': lambda count_C, total: {'classes_seen': float(np.mean(count_C > 0))}}
 
   def step_flops(self, batch_size):
     return self.flops * batch_size

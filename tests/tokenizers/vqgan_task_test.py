@@ -81,6 +81,13 @@ def blobs(rows: int, side: int = 6) -> dict[str, np.ndarray]:
   }
 
 
+def means_of(sums):
+  """Of the metrics that are numbers, as far as anything was counted."""
+  return {
+    name: float(total / count) for name, (total, count) in sums.items() if count and not total.ndim
+  }
+
+
 @pytest.fixture(scope='module')
 def case():
   task, batch = make_task(MODEL), blobs(8)
@@ -189,7 +196,7 @@ def test_each_adversarial_term_moves_its_own_network(case):
 
 def test_the_objective_is_the_weighted_sum_of_the_logged_means(case):
   scalar, (sums, _) = case.whole[0]
-  means = {name: float(total / count) for name, (total, count) in sums.items()}
+  means = means_of(sums)
   want = (
     means['reconstruction']
     + means['codebook']
@@ -200,6 +207,11 @@ def test_the_objective_is_the_weighted_sum_of_the_logged_means(case):
   )
   assert float(scalar) == pytest.approx(want, rel=1e-5)
   assert means['codes_in_use'] == 1
+  counts, total = sums['code_counts']
+  assert total == 6 * 36
+  shown = case.task.summaries()['code_counts'](np.asarray(counts), np.asarray(total))
+  assert shown['code_usage'] == np.mean(counts > 0)
+  assert shown['code_perplexity'] == quantizer.perplexity(counts)
   assert {'copy_left', 'latent_std', 'logits_real', 'logits_fake'} <= set(means)
 
 
@@ -317,8 +329,7 @@ def test_thirty_steps_on_blobs_lower_the_loss(case):
     (_, (sums, stats)), grad = case.gradient(
       state.params, state.extra, case.batch, jnp.int32(at), case.counts
     )
-    means = {name: float(total / count) for name, (total, count) in sums.items() if count}
-    return update(state, grad, stats), means
+    return update(state, grad, stats), means_of(sums)
 
   errors = []
   for _ in range(30):  # as at step 0: the autoencoder alone
