@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxmm import batch_job, sharding
-from jaxmm.evaluate.codebook import CodeCounts
 from jaxmm.studies import loading, run
 from jaxmm.train import window
-
-CODE_COUNTS = 'code_counts'
 
 
 def run_evaluations(
   loaded: loading.LoadedRun, *, batch: int = 64, echo: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-  """`{evaluation/metric: value}` over the whole of `eval_data`, exact on any mesh.
-
-  Counts of codes become usage (share of the codebook) and perplexity.
+  """`{evaluation/metric: value}` over the whole of `eval_data`, exact on any mesh: means as floats
+  or lists, None where nothing was counted, and what the Task's summaries make of counts.
   """
   batches = run.make_batches(loaded.config, train=False, batch=batch)
   out: dict[str, Any] = {}
@@ -37,19 +32,10 @@ def run_evaluations(
       rules=sharding.RULES['dp'],
       echo=echo,
     )
-    out |= {f'{name}/{metric}': value for metric, value in values(sums).items()}
+    # As the trainer's log has them; counts are whole numbers below 2^53, which float64 holds.
+    values = window.shown(window.added({}, sums), loaded.task.summaries())
+    out |= {f'{name}/{metric}': value for metric, value in values.items()}
   return out
-
-
-def values(sums: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-  """Means of `{metric: (sum, count)}`, as the trainer's log has them: vectors as lists, None where
-  nothing was counted. Code counts become usage and perplexity.
-  """
-  sums, out = dict(sums), {}
-  if CODE_COUNTS in sums:
-    counts = CodeCounts(np.asarray(sums.pop(CODE_COUNTS)[0], np.int64))
-    out = {'code_usage': counts.usage, 'code_perplexity': counts.perplexity}
-  return window.means(window.added({}, sums)) | out
 
 
 def write(
