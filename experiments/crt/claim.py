@@ -60,6 +60,7 @@ DEPARTURES = (
   'No perceptual and no adversarial term: at this length a discriminator adds noise, not detail.',
   'The Frechet distance is in the features of EfficientNet-Lite0 at 128 pixels to 20,000 training '
   'images, from 5,000 samples without guidance; the paper reports Inception FID of 50,000 with it.',
+  'The control has fewer codes, so its image model costs up to 7 % fewer FLOPs in as many steps.',
   'The regularizer costs about an eighth of the training FLOPs here, a twentieth in the paper; the '
   'baseline trains that much longer.',
 )
@@ -74,6 +75,8 @@ STUDY = TwoStageClaim(
   control=MatchedControl(of='baseline', like='crt', ladder=(128, 32)),
   # Seed 0 is left out: the weight and the lengths were chosen on it.
   seeds=(1, 2, 3),
+  # The image model of a control of 32 codes has a smaller last layer: 3.3 % of an arm's FLOPs.
+  budget_tolerance=0.04,
   measures=dict(views='flip', num_samples=5000, features='classifier', feature_size=128),
   title='Is a causally regularized tokenizer easier to model?',
   subtitle='CRT (arXiv:2412.16326) in miniature on CIFAR-10',

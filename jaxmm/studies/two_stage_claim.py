@@ -137,14 +137,16 @@ def planned(
   if plan.features == 'classifier':
     read_classifier(plan.feature_weights)  # that the weights are missing shows at once
   expected = plan
+  check_equal_budgets(two_stage.budgets(plan), claim.budget_tolerance)
   if claim.control:
     matched_control.add_search(
       study, claim.control, plan.tokenizers, plan.seeds[0], must_answer=scale >= 1
     )
     full = matched_control.codes_of(plan.tokenizers[claim.control.of])
-    guess = math.isqrt(full * min(claim.control.ladder))
-    expected = _with_control(claim, plan, guess)
-  check_equal_budgets(two_stage.budgets(expected), claim.budget_tolerance)
+    # The smallest that may come out differs most; a search must not end in a refusal.
+    least = _with_control(claim, plan, min(claim.control.ladder))
+    check_equal_budgets(two_stage.budgets(least), claim.budget_tolerance)
+    expected = _with_control(claim, plan, math.isqrt(full * min(claim.control.ladder)))
   outlook = Study(study.directory)
   two_stage.add_stages(outlook, expected)
   study.foresee(outlook.stages)

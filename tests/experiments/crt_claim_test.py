@@ -1,5 +1,6 @@
 """CRT's claim as planned: what is trained, at what cost, and what it refuses at once."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -60,3 +61,9 @@ def test_scaling_a_run_scales_its_ramp_and_warmup(claim, tmp_path):
   warmup = lambda config: config['optimizer']['generator']['warmup']
   assert warmup(half) * 2 == warmup(whole)
   assert half['data']['path'] == half['eval_data']['path'] == 'x.zip'
+
+
+def test_no_control_that_the_search_may_find_is_refused_after_it(claim, tmp_path):
+  narrow = dataclasses.replace(claim.STUDY, budget_tolerance=0.03)
+  with pytest.raises(ConfigError, match=r'differ by 3\.\d+% of training FLOPs'):
+    two_stage_claim.planned(narrow, Study(tmp_path))
