@@ -1,0 +1,115 @@
+"""A whole claim, from pictures to the verdict; killed between stages it ends as if it had not been.
+
+Three arms, three seeds, the search for the control, the classifier's features and the judge are
+those of `jaxmm reproduce crt`; only the configs are tiny (`tests/tiny_claim.py`).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxmm.studies import two_stage, two_stage_markdown
+from jaxmm.studies.stages import read_records
+from jaxmm.studies.verdict import Verdict, judge
+from tests import tiny_claim
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# Interrupted before the stage that `stop_at` names; run again, killed before that of `die_at`.
+SCRIPT = """
+import os, pathlib, signal, sys
+from jaxmm.studies import two_stage_claim
+from tests import tiny_claim
+workdir, pictures, stop_at, die_at = sys.argv[1:]
+
+def run(echo):
+  two_stage_claim.run(tiny_claim.claim(), pathlib.Path(workdir), data_path=pictures, echo=echo)
+
+def stopping(line):
+  if stop_at in line:
+    raise KeyboardInterrupt
+  print(line, flush=True)
+
+def dying(line):
+  if die_at and die_at in line:
+    os.kill(os.getpid(), signal.SIGKILL)
+  print(line, flush=True)
+
+if stop_at:
+  try:
+    run(stopping)
+  except KeyboardInterrupt:
+    done = len(list(pathlib.Path(workdir).rglob('result.json')))
+    print('interrupted with', done, 'stages done')
+run(dying)
+"""
+
+
+def start(at, stop_at='', die_at=''):
+  """(exit status, output) of the claim's run in a process of its own."""
+  environment = dict(
+    os.environ,
+    # These programs run for a moment; compiling them is most of what they cost.
+    XLA_FLAGS='--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+    JAX_COMPILATION_CACHE_DIR=str(at / 'cache'),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', SCRIPT, str(at / 'claim'), str(at / 'digits'), stop_at, die_at],
+    env=environment,
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+  )
+  return done.returncode, done.stdout
+
+
+def finished(workdir):
+  """When each stage that is done was done."""
+  return {f: f.stat().st_mtime_ns for f in workdir.rglob('result.json')}
+
+
+@pytest.mark.slow
+def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
+  workdir = tmp_path / 'claim'
+  tiny_claim.write_digits(tmp_path / 'digits')
+
+  status, said = start(
+    tmp_path, stop_at='arm search-2: tokenizer ...', die_at='seed 2, arm crt: image model ...'
+  )
+  assert status == -signal.SIGKILL, said[-3000:]
+  before, after = said.split('interrupted with 2 stages done')  # a tokenizer of each arm
+  assert ': 39 stages, 0 of them done; to do:' in before and '[1/39]' in before
+  assert ': 39 stages, 2 of them done; to do, about' in after
+  assert after.count(': done before (') == 2 and 'the control has ' in after
+  first = finished(workdir)
+  assert len(first) == 21
+
+  status, said = start(tmp_path)
+  assert status == 0, said[-3000:]
+  assert said.count(': done before (') == 21 and '[39/39]' in said
+  second = finished(workdir)
+  assert len(second) == 39 and {f: second[f] for f in first} == first
+  assert (workdir / 'report.html').stat().st_size > 10_000
+
+  # The verdict follows from what the stages left, and is the one that was printed.
+  verdict = json.loads((workdir / 'verdict.json').read_text())
+  claim, measured = tiny_claim.claim(), two_stage.read_measurements(workdir)
+  assert {arm: set(seeds) for arm, seeds in measured.items()} == dict.fromkeys(
+    ('baseline', 'crt', 'control'), {1, 2, 3}
+  )
+  again = judge(claim.claim, measured)
+  assert again.to_json() == verdict and again.text() in said
+  assert Verdict.from_json(verdict).to_json() == verdict
+  codes = read_records(workdir)['control']['result']['codes']
+  assert 2 <= codes <= tiny_claim.CODES and f'the control has {codes} codes' in said
+
+  text = two_stage_markdown.markdown(workdir)
+  assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()} The control has')
+  row = next(line for line in text.splitlines() if line.startswith('| stage-2 bits an image'))
+  values = [run['bits_per_image'] for run in measured['crt'].values()]
+  assert f'({min(values):.4g} to {max(values):.4g})' in row
