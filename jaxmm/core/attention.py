@@ -5,7 +5,7 @@ width.
 
 Every backend lowers the mask specification (`core.masks`) or refuses it with what it would need:
 
-  xla      everything, everywhere; builds [B, N, L, S]
+  xla      everything, everywhere; builds [B, N, L, S], and again for the gradient
   chunked  everything, everywhere; memory grows with L, not L * S
            (online softmax, arXiv:1805.02867, 2112.05682)
   cudnn    NVIDIA GPUs in 16 bits
@@ -62,7 +62,9 @@ def attention(
     )
   scale = q_BLNH.shape[-1] ** -0.5 if scale is None else scale
   if backend == 'xla':
-    return _xla(q_BLNH, k_BSKH, v_BSKH, mask, scale, bias_NLS)
+    # Kept for the gradient are queries, keys and values; the maps [B, N, L, S] are made again.
+    attend = jax.checkpoint(_xla, prevent_cse=False, static_argnums=4)
+    return attend(q_BLNH, k_BSKH, v_BSKH, mask, scale, bias_NLS)
   if backend == 'chunked':
     return _chunked(q_BLNH, k_BSKH, v_BSKH, mask, scale, bias_NLS, chunk)
   if bias_NLS is not None:

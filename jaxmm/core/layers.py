@@ -6,6 +6,7 @@ caller's dtype; normalisation runs in float32 whatever that is.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -37,6 +38,11 @@ def layer_norm(
   return (out if bias is None else out + bias).astype(x.dtype)
 
 
+def _recomputed(norm: Callable, eps: float) -> Callable:
+  """Keeps the input alone for the gradient; float32 copies of the stream would weigh more."""
+  return jax.checkpoint(functools.partial(norm, eps=eps), prevent_cse=False)
+
+
 class RMSNorm(nn.Module):
   """`rms_norm` over the last axis with a learned scale of the logical axis `axis_name`."""
 
@@ -46,7 +52,7 @@ class RMSNorm(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     init = axes.weight(nn.initializers.ones_init(), self.axis_name)
-    return rms_norm(x, self.param('scale', init, (x.shape[-1],)), self.eps)
+    return _recomputed(rms_norm, self.eps)(x, self.param('scale', init, (x.shape[-1],)))
 
 
 class LayerNorm(nn.Module):
@@ -63,7 +69,49 @@ class LayerNorm(nn.Module):
     shift = None
     if self.bias:
       shift = self.param('bias', axes.weight(zeros, self.axis_name), (x.shape[-1],))
-    return layer_norm(x, scale, shift, self.eps)
+    return _recomputed(layer_norm, self.eps)(x, scale, shift)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
+  """Contracts the last `num_in` axes of `x` with the first ones of `kernel`, in their dtype.
+
+  On a CPU the kernel's gradient is taken as x^T g from a finished g. Left alone, XLA takes
+  (g^T x)^T: it copies g transposed together with all elementwise work that made it, which is then
+  done twice, against the order of memory.
+  """
+  contracted = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
+  return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+
+
+def _linear_forward(x, kernel, num_in):
+  return linear(x, kernel, num_in), (x, kernel)
+
+
+def _linear_backward(num_in, residuals, grad):
+  return jax.lax.platform_dependent(
+    *residuals,
+    grad,
+    cpu=functools.partial(_cpu_linear_grads, num_in),
+    default=functools.partial(_native_linear_grads, num_in),
+  )
+
+
+def _native_linear_grads(num_in, x, kernel, grad):
+  return jax.vjp(lambda x, kernel: linear.fun(x, kernel, num_in), x, kernel)[1](grad)
+
+
+def _cpu_linear_grads(num_in, x, kernel, grad):
+  grad = jax.lax.optimization_barrier(grad)
+  rows = tuple(range(x.ndim - num_in))
+  outputs = (tuple(range(len(rows), grad.ndim)), tuple(range(num_in, kernel.ndim)))
+  return (
+    jax.lax.dot_general(grad, kernel, (outputs, ((), ()))),
+    jax.lax.dot_general(x, grad, ((rows, rows), ((), ()))),
+  )
+
+
+linear.defvjp(_linear_forward, _linear_backward)
 
 
 class Dense(nn.Module):
@@ -90,9 +138,8 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = x.shape[x.ndim - self.num_in :] + tuple(self.features)
     kernel = self.param('kernel', axes.weight(self._drawn, *self.names), shape)
-    contracted = (tuple(range(x.ndim - self.num_in, x.ndim)), tuple(range(self.num_in)))
     dtype = jnp.dtype(self.dtype)
-    out = jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), (contracted, ((), ())))
+    out = linear(x.astype(dtype), kernel.astype(dtype), self.num_in)
     if self.bias:
       zeros = axes.weight(nn.initializers.zeros_init(), *self.names[self.num_in :])
       out = out + self.param('bias', zeros, tuple(self.features)).astype(dtype)

@@ -217,7 +217,8 @@ class Mlp(nn.Module):
     h = _dense(cfg, (cfg.hidden,), (axes.EMBED, axes.MLP), name='up')(x_BLD)
     if cfg.mlp in GATED:
       gate = _dense(cfg, (cfg.hidden,), (axes.EMBED, axes.MLP), name='gate')(x_BLD)
-      h = GATED[cfg.mlp](gate) * h
+      # Kept for the gradient are gate and h alone: what lies between them is cheap to make again.
+      h = jax.checkpoint(lambda gate, h: GATED[cfg.mlp](gate) * h, prevent_cse=False)(gate, h)
     else:
       h = PLAIN[cfg.mlp](h)
     h = axes.constrain(h, axes.BATCH, axes.LENGTH, axes.ACT_MLP)

@@ -78,3 +78,24 @@ def test_an_id_outside_the_table_is_loud():
   logits = table.apply(variables, out[:1], method='attend')
   rows = nn.unbox(variables)['params']['table']
   np.testing.assert_allclose(logits, out[:1] @ rows.T, atol=1e-6)
+
+
+@pytest.mark.parametrize('num_in', [1, 2])
+def test_linear_and_its_gradients_are_those_of_the_product(num_in):
+  shape = (6, 4)[:num_in]
+  x = jax.random.normal(jax.random.key(0), (3, 5, *shape))
+  kernel = jax.random.normal(jax.random.key(1), (*shape, 2, 7))
+
+  def product(x, kernel):
+    return jnp.tensordot(x, kernel, num_in)
+
+  def value(function):
+    weigh = jnp.arange(3 * 5 * 2 * 7).reshape(3, 5, 2, 7) / 100.0
+    return lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel)) * weigh)
+
+  got = jax.jit(jax.value_and_grad(value(lambda *a: layers.linear(*a, num_in)), (0, 1)))(x, kernel)
+  want = jax.value_and_grad(value(product), (0, 1))(x, kernel)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
+  native = layers._native_linear_grads(num_in, x, kernel, jnp.cos(product(x, kernel)))
+  mine = layers._cpu_linear_grads(num_in, x, kernel, jnp.cos(product(x, kernel)))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), native, mine)
