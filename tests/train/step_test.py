@@ -4,7 +4,6 @@ rules say.
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,6 @@ from tests.references import toy_task
 from tests.train_cases import CASES, TOY
 
 STEPS = 20
-REAL_FAST = ('image_lm', 'tensor')
 
 
 @functools.cache
@@ -72,14 +70,8 @@ def test_microbatches_stay_on_their_devices():
   assert not any(word in text for word in ('all-to-all', 'all-gather', 'collective-permute'))
 
 
-@pytest.mark.parametrize(
-  'case_name, mesh_name',
-  [
-    # One real Task on the mesh that splits everything belongs to the fast suite.
-    pytest.param(*pair, marks=[pytest.mark.slow] * (CASES[pair[0]].is_slow and pair != REAL_FAST))
-    for pair in itertools.product(CASES, ['dp', 'fsdp', 'tensor'])
-  ],
-)
+@pytest.mark.parametrize('mesh_name', ['dp', 'fsdp', 'tensor'])
+@pytest.mark.parametrize('case_name', train_cases.parameters())
 def test_loss_curves_do_not_depend_on_the_mesh(case_name, mesh_name):
   _, one, first_one = trained(case_name, 'one')
   bench, other, first = trained(case_name, mesh_name)
@@ -93,8 +85,7 @@ def test_loss_curves_do_not_depend_on_the_mesh(case_name, mesh_name):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6, err_msg=name)
     assert a.gauges == pytest.approx(b.gauges, rel=1e-6)
   one_state = trained(case_name, 'one')[0].state
-  for a, b in zip(jax.tree.leaves(one_state.extra), jax.tree.leaves(bench.state.extra)):
-    np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-6)
+  train_cases.assert_same_vectors(bench.state.extra, one_state.extra, rtol)
 
 
 @pytest.mark.slow
