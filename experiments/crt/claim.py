@@ -4,10 +4,18 @@ Claim (arXiv:2412.16326, abstract and section on stage 2): with the causal regul
 image model reaches a lower loss on the codes, and better samples, although reconstruction gets
 slightly worse; codebook size, tokens and compute are the same.
 
-Any worse tokenizer is easier to model, so a third arm, `control`, is the baseline degraded to the
-regularized tokenizer's reconstruction error by a smaller codebook: its size is interpolated (in the
-logarithm of the size) between baselines trained on the first seed. That its error came out within
-0.99 and 1.05 of the regularized one is a condition: where it does not hold, nothing is decided.
+Any worse tokenizer is easier to model, so the baseline is also degraded to the regularized
+tokenizer's reconstruction error, in two ways, both at the training FLOPs of the other arms:
+
+- `narrow`, with fewer channels and the same codebook. **This control decides**: it is a worse
+  tokenizer of equal codebook size, of which the claim speaks. Channels come in steps, so the mean
+  of its error must lie between 0.99 and 1.08 of the regularized one, or nothing is decided.
+- `few_codes`, with a smaller codebook. **It is reported, not judged**: a smaller alphabet lowers
+  the bits of a code by itself, and the claim is about equal codebook size. It is shown because it
+  is the harder one: pilots on seed 0 (weight 0.25, without an entropy term against the
+  regularizer's pull) suggested that fewer codes buy more bits for the same error.
+
+The sizes of both are found on the first seed (`jaxmm/studies/matched_control.py`).
 """
 
 from __future__ import annotations
@@ -22,15 +30,15 @@ from jaxmm.studies.verdict import Claim, Criterion
 CLAIM = Claim(
   paper='crt',
   sentence='At equal codebook size, tokens and compute, a causally regularized tokenizer makes '
-  'images cheaper to model and samples better, more than degrading the tokenizer as far does.',
+  'images cheaper to model and samples better, more than a worse network of the same error does.',
   criteria=(
     Criterion(
       'stage 2 needs fewer bits an image than on the baseline',
       metric='bits_per_image', arm='crt', against='baseline', claimed='below', threshold=0.0,
     ),
     Criterion(
-      'and fewer than on the control of the same reconstruction error',
-      metric='bits_per_image', arm='crt', against='control', claimed='below', threshold=0.0,
+      'and fewer than on the narrow control of the same error',
+      metric='bits_per_image', arm='crt', against='narrow', claimed='below', threshold=0.0,
     ),
     Criterion(
       'samples are nearer to the training images (Frechet distance)',
@@ -42,15 +50,40 @@ CLAIM = Claim(
       compare='ratio',
     ),
     Criterion(
-      'condition: the control has the regularized error (at least 0.99 of it)',
-      metric='reconstruction_mse', arm='control', against='crt', claimed='above', threshold=0.99,
+      'condition: narrow has the regularized error (at least 0.99 of it)',
+      metric='reconstruction_mse', arm='narrow', against='crt', claimed='above', threshold=0.99,
       compare='ratio', test='mean', is_condition=True,
     ),
     Criterion(
-      'condition: and not much more (at most 1.05 of it)',
-      metric='reconstruction_mse', arm='control', against='crt', claimed='below', threshold=1.05,
+      'condition: and not much more (at most 1.08 of it)',
+      metric='reconstruction_mse', arm='narrow', against='crt', claimed='below', threshold=1.08,
       compare='ratio', test='mean', is_condition=True,
     ),
+    Criterion(
+      'reported: fewer bits than on few_codes, of a smaller codebook',
+      metric='bits_per_image', arm='crt', against='few_codes', claimed='below', threshold=0.0,
+      is_reported=True,
+    ),
+    Criterion(
+      'reported: few_codes has the regularized error (at least 0.99)',
+      metric='reconstruction_mse', arm='few_codes', against='crt', claimed='above', threshold=0.99,
+      compare='ratio', test='mean', is_condition=True, is_reported=True,
+    ),
+    Criterion(
+      'reported: and not much more (at most 1.08 of it)',
+      metric='reconstruction_mse', arm='few_codes', against='crt', claimed='below', threshold=1.08,
+      compare='ratio', test='mean', is_condition=True, is_reported=True,
+    ),
+  ),
+)  # fmt: skip
+
+CONTROLS = (
+  MatchedControl(
+    'narrow', of='baseline', like='crt', setting='model.vqgan.channels', ladder=(12, 8), multiple=2,
+  ),
+  MatchedControl(
+    'few_codes', of='baseline', like='crt', setting='model.vqgan.quantizer.codes',
+    ladder=(128, 32), must_answer=False,
   ),
 )  # fmt: skip
 
@@ -60,9 +93,10 @@ DEPARTURES = (
   'No perceptual and no adversarial term: at this length a discriminator adds noise, not detail.',
   'The Frechet distance is in the features of EfficientNet-Lite0 at 128 pixels to 20,000 training '
   'images, from 5,000 samples without guidance; the paper reports Inception FID of 50,000 with it.',
-  'The control has fewer codes, so its image model costs up to 7 % fewer FLOPs in as many steps.',
-  'The regularizer costs about an eighth of the training FLOPs here, a twentieth in the paper; the '
-  'baseline trains that much longer.',
+  'The regularizer costs a larger share of the training FLOPs than the twentieth of the paper; the '
+  'baseline and the controls train that much longer.',
+  'The paper has no controls. narrow decides here; few_codes is only reported: fewer codes lower '
+  'the bits by themselves (and make the last layer of the image model cheaper, in as many steps).',
 )
 
 
@@ -72,11 +106,9 @@ STUDY = TwoStageClaim(
   arms={'baseline': 'baseline', 'crt': 'crt'},
   image_model='image_lm',
   equal_to='crt',
-  control=MatchedControl(of='baseline', like='crt', ladder=(128, 32)),
+  controls=CONTROLS,
   # Seed 0 is left out: the weight and the lengths were chosen on it.
   seeds=(1, 2, 3),
-  # The image model of a control of 32 codes has a smaller last layer: 3.3 % of an arm's FLOPs.
-  budget_tolerance=0.04,
   measures=dict(views='flip', num_samples=5000, features='classifier', feature_size=128),
   title='Is a causally regularized tokenizer easier to model?',
   subtitle='CRT (arXiv:2412.16326) in miniature on CIFAR-10',

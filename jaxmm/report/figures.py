@@ -74,7 +74,7 @@ class Interval:
     threshold: where the claimed side begins.
     claimed: 'above' or 'below' the threshold.
     points: single observations (a seed each), drawn as dots.
-    outcome: 'holds', 'fails' or 'open'; colours the interval.
+    outcome: 'holds', 'fails' or 'open' colours the interval; with another word it is grey.
     detail: second line under the name.
   """
 

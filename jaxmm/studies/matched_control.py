@@ -1,14 +1,14 @@
 """A control arm: one tokenizer degraded until it reconstructs as badly as another.
 
 Any worse tokenizer is easier to model, so a method that worsens reconstruction must be compared
-with what the same loss of detail buys without it. Here detail is taken away by a smaller codebook:
-baselines with the codebooks of a ladder are trained on one seed, and the control's size is
-interpolated between them, linear in the logarithm of the size.
+with what the same loss of detail buys without it. Detail is taken away by one whole number of the
+tokenizer's run config, its size: width of the network, codes of the codebook. Baselines with the
+sizes of a ladder are trained on one seed, and the control's size is interpolated between them,
+linear in the logarithm of the size.
 
-All of the search trains for as many steps as the full codebook does. The control itself gets the
-FLOPs of the other arms, and a smaller codebook makes a step cheaper: in CRT's miniature by 0.14 %
-at most, which is one step more than 679 with few codes and none with many. The last step of a
-cosine schedule has a learning rate of almost nothing, so the search's errors stand for it.
+Every tokenizer of the search spends the training FLOPs of the arms, as the control itself will: a
+smaller one takes more steps. So a size of the ladder is, on this seed, the very control it stands
+for, and what is interpolated is what equal compute makes of a size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.studies import two_stage
 from jaxmm.studies.stages import Stage, Study
@@ -27,114 +28,171 @@ from jaxmm.studies.stages import Stage, Study
 
 @dataclasses.dataclass(frozen=True)
 class MatchedControl:
-  """How the control is made.
+  """How a control is made.
 
   Attributes:
+    arm: what the control is called.
     of: the arm that is degraded.
     like: the arm whose reconstruction error it is to have.
-    ladder: sizes of codebook, besides that of `of`, that are trained to interpolate between.
-    arm: what the control is called.
+    setting: where the size stands in the tokenizer's run config, such as 'model.vqgan.channels'.
+    ladder: sizes, besides that of `of`, that are trained to interpolate between.
+    multiple: the size that is found is rounded down to a multiple of it.
+    must_answer: False where a search that finds nothing is no reason to stop (a control that is
+      shown but decides nothing): the control then gets the size of the ladder whose error is
+      nearest, and its result says why.
   """
 
+  arm: str
   of: str
   like: str
+  setting: str
   ladder: tuple[int, ...]
-  arm: str = 'control'
+  multiple: int = 1
+  must_answer: bool = True
 
 
 def add_search(
-  study: Study,
-  control: MatchedControl,
-  tokenizers: Mapping[str, Mapping[str, Any]],
-  seed: int,
-  *,
-  must_answer: bool = True,
+  study: Study, control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]], seed: int
 ) -> None:
-  """Adds the stages that find the control's codebook; the last one's result has it (`codes`).
+  """Adds the stages that find a control's size; the last one, called after it, has it as `size`.
 
   Args:
-    study: gets the tokenizers of both arms and of the ladder, and a stage called after the control.
+    study: gets the tokenizers of both arms (if it does not have them) and of the ladder.
     control: how it is made.
     tokenizers: `{arm: run config}`, at equal FLOPs.
     seed: on which the search is trained.
-    must_answer: False for runs too short for their errors to mean anything: where the search finds
-      nothing it says so, and the control gets the ladder's first codebook.
 
   Raises:
-    ConfigError: an arm that is not there, or a ladder that does not lead down.
+    ConfigError: an arm that is not there, a ladder that does not lead down, or a size that may come
+      out but that no tokenizer can have.
   """
-  for arm in (control.of, control.like):
-    if arm not in tokenizers:
-      raise ConfigError(
-        f'the control is to compare with arm {arm!r}, but there are {", ".join(tokenizers)}'
-      )
-  full = codes_of(tokenizers[control.of])
-  if not control.ladder or not 0 < min(control.ladder) <= max(control.ladder) < full:
-    raise ConfigError(
-      f'ladder is {control.ladder}, expected sizes of codebook below the {full} of {control.of}'
-    )
-  names: dict[Any, str] = {}
-  for arm in tokenizers:
-    names[arm] = two_stage.add_tokenizer(study, tokenizers[arm], seed, arm)
-  for codes in control.ladder:
-    config = with_codes(tokenizers[control.of], codes)
-    names[codes] = two_stage.add_tokenizer(study, config, seed, f'search-{codes}')
+  _check(control, tokenizers)
+  full = size_of(tokenizers[control.of], control.setting)
+  names: dict[Any, str] = {
+    arm: two_stage.add_tokenizer(study, tokenizers[arm], seed, arm)
+    for arm in (control.of, control.like)
+  }
+  for size in control.ladder:
+    config = degraded(control, tokenizers, size)
+    names[size] = two_stage.add_tokenizer(study, config, seed, f'search-{control.arm}-{size}')
 
-  def search(path) -> dict[str, int]:
+  def search(path) -> dict[str, Any]:
     del path
-    errors = {c: study.result(names[c])['mse'] for c in control.ladder}
+    errors = {size: study.result(names[size])['mse'] for size in control.ladder}
     errors[full] = study.result(names[control.of])['mse']
+    target, reason = study.result(names[control.like])['mse'], ''
     try:
-      return {'codes': interpolated_codes(errors, study.result(names[control.like])['mse'])}
+      size = interpolated_size(errors, target, control.multiple)
     except ConfigError as error:
-      if must_answer:
-        raise
-      study.echo(f'no control to be had at this length: {error}; it gets {control.ladder[0]} codes')
-      return {'codes': control.ladder[0]}
+      if control.must_answer:
+        raise ConfigError(f'control {control.arm}: {error}') from error
+      size, reason = min(control.ladder, key=lambda s: abs(errors[s] - target)), str(error)
+    shown = {str(s): errors[s] for s in sorted(errors, reverse=True)}
+    found = {'setting': control.setting, 'size': size, 'errors': shown, 'target': target}
+    study.echo(f'  {remark(control.arm, found | {"reason": reason})}')
+    return found | {'reason': reason}
 
+  settings = dataclasses.asdict(control)
   study.add(
     Stage(
-      control.arm,
-      search,
-      {'ladder': list(control.ladder)} | ({} if must_answer else {'must_answer': False}),
-      tuple(names.values()),
-      title=f'codebook size of the {control.arm}',
-      cost=0.1,
+      control.arm, search, settings, tuple(names.values()),
+      title=f'control {control.arm}: size', cost=0.1,
     )
-  )
+  )  # fmt: skip
 
 
-def codes_of(tokenizer: Mapping[str, Any]) -> int:
-  """Size of the codebook of a tokenizer's run config."""
-  return tokenizer['model']['vqgan']['quantizer']['codes']
+def _check(control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]]) -> None:
+  arm = control.arm
+  for other in (control.of, control.like):
+    if other not in tokenizers:
+      raise ConfigError(
+        f'control {arm} is to compare with arm {other!r}, but there are {", ".join(tokenizers)}'
+      )
+  if arm in tokenizers:
+    raise ConfigError(f'control {arm} is called as an arm of the claim; choose another name')
+  if control.multiple < 1:
+    raise ConfigError(f'control {arm}: multiple is {control.multiple}, expected at least 1')
+  full = size_of(tokenizers[control.of], control.setting)
+  ladder = control.ladder
+  if not ladder or len(set(ladder)) < len(ladder) or not 0 < min(ladder) <= max(ladder) < full:
+    raise ConfigError(
+      f'control {arm}: ladder is {ladder}, expected different sizes below the {full} that '
+      f'{control.setting} is in {control.of}'
+    )
+  if any(size % control.multiple for size in ladder):
+    raise ConfigError(
+      f'control {arm}: ladder is {ladder}, expected multiples of {control.multiple}'
+    )
+  # The largest size that may be found: where it and the ladder can be built, so can what lies
+  # between (a width must be divisible by the groups of its normalisation).
+  degraded(control, tokenizers, (full - 1) // control.multiple * control.multiple)
 
 
-def with_codes(tokenizer: Mapping[str, Any], codes: int) -> dict[str, Any]:
-  """The tokenizer's run config with another size of codebook, all else the same."""
-  network = tokenizer['model']['vqgan']
-  network = dict(network, quantizer=dict(network['quantizer'], codes=codes))
-  return dict(tokenizer, model=dict(tokenizer['model'], vqgan=network))
+def degraded(
+  control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]], size: int
+) -> dict[str, Any]:
+  """The control's run config for a size, at the training FLOPs of the arm that it is to be like."""
+  config = with_size(tokenizers[control.of], control.setting, size)
+  return two_stage.at_equal_flops(config, tokenizers[control.like])
 
 
-def interpolated_codes(errors: Mapping[int, float], target: float) -> int:
-  """The largest codebook with at least the error `target`, linear in the logarithm of the size.
-
-  Args:
-    errors: `{codes: reconstruction error}` of baselines.
-    target: the error that the control is to have.
+def size_of(config: Mapping[str, Any], setting: str) -> int:
+  """The whole number at a dotted path of a run config.
 
   Raises:
-    ConfigError: the errors do not rise as codebooks shrink, or the target lies beyond them.
+    ConfigError: there is none.
+  """
+  values = configs.flattened(config)
+  if setting not in values:
+    raise configs.unknown_key(setting, list(values), "the tokenizer's run config")
+  if type(values[setting]) is not int:
+    raise ConfigError(f'{setting} is {values[setting]!r}, expected a whole number to degrade')
+  return values[setting]
+
+
+def with_size(config: Mapping[str, Any], setting: str, size: int) -> dict[str, Any]:
+  """The run config with another number at a dotted path, all else the same."""
+  key, _, rest = setting.partition('.')
+  return dict(config) | {key: with_size(config[key], rest, size) if rest else size}
+
+
+def interpolated_size(errors: Mapping[int, float], target: float, multiple: int = 1) -> int:
+  """The largest size with at least the error `target`, linear in the logarithm of the size.
+
+  Args:
+    errors: `{size: reconstruction error}` of baselines.
+    target: the error that the control is to have.
+    multiple: of which the size has to be one; the largest size in `errors` may be any.
+
+  Raises:
+    ConfigError: the errors do not rise as sizes shrink, or the target lies beyond them.
   """
   sizes = sorted(errors, reverse=True)
-  values = [errors[c] for c in sizes]
-  if any(b <= a for a, b in zip(values, values[1:])):
-    raise ConfigError(f'errors {errors} do not rise as codebooks shrink; train the search longer')
-  if target > values[-1]:
+  values = [errors[s] for s in sizes]
+  shown = ', '.join(f'{v:.4g} at {s}' for s, v in zip(sizes, values, strict=True))
+  if not all(b > a for a, b in zip(values, values[1:])):
     raise ConfigError(
-      f'the error {target:.4g} is beyond that of {sizes[-1]} codes ({values[-1]:.4g}); add a '
-      'smaller codebook to the ladder'
+      f'the errors do not rise as sizes shrink: {shown}; train longer, or give the ladder other '
+      'sizes'
+    )
+  if not target <= values[-1]:
+    raise ConfigError(
+      f'the error {target:.4g} is beyond that of the smallest size ({shown}); add a smaller one to '
+      'the ladder'
     )
   if target <= values[0]:
     return sizes[0]  # nothing was lost, so the arm itself is the control
-  return int(math.floor(2 ** np.interp(target, values, [math.log2(c) for c in sizes])))
+  size = 2 ** np.interp(target, values, [math.log2(s) for s in sizes])
+  return int(math.floor(size / multiple + 1e-6)) * multiple  # 12 may come out as 11.999...
+
+
+def remark(arm: str, found: Mapping[str, Any]) -> str:
+  """One sentence or two on the size that a search found; `found` is the result of its stage."""
+  errors = ', '.join(f'{error:.4g} at {size}' for size, error in found['errors'].items())
+  said = (
+    f'Control {arm} has {found["setting"]}={found["size"]}: the search for an error of '
+    f'{found["target"]:.4g} found {errors}.'
+  )
+  if not found['reason']:
+    return said
+  return f'{said} No size answers ({found["reason"]}), so this is the nearest of the ladder.'

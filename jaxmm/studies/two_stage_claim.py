@@ -1,4 +1,4 @@
-"""Runs a claim about image tokenizers: arms at equal FLOPs, a matched control, seeds, a verdict.
+"""Runs a claim about image tokenizers: arms at equal FLOPs, matched controls, seeds, a verdict.
 
 A paper's `claim.py` says what is claimed and of which runs (`TwoStageClaim`); this is what runs it.
 """
@@ -37,10 +37,12 @@ class TwoStageClaim:
     seeds: every arm is trained with each.
     title, subtitle: of the page.
     departures: sentences, each one way in which this is not the paper.
-    control: the arm that is degraded to the error of another, if the claim has one.
+    controls: arms that are degraded to the error of another; their sizes are searched on the first
+      seed.
     measures: other settings of `TwoStage` (views, num_samples, features, ...).
-    budget_tolerance: how far the planned FLOPs of arms, both stages together, may differ. A smaller
-      codebook makes the image model's last layer cheaper, which no number of steps should hide.
+    budget_tolerance: how far the planned FLOPs may differ, and a step more where runs are short: of
+      the tokenizers of all arms, and of the arms that are judged with both stages together. (Fewer
+      codes make the image model's last layer cheaper, which no number of steps should hide.)
   """
 
   claim: Claim
@@ -52,9 +54,9 @@ class TwoStageClaim:
   title: str
   subtitle: str
   departures: tuple[str, ...] = ()
-  control: MatchedControl | None = None
+  controls: tuple[MatchedControl, ...] = ()
   measures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  budget_tolerance: float = 0.03
+  budget_tolerance: float = 0.01
 
 
 def run(
@@ -81,14 +83,12 @@ def run(
   """
   study = Study(workdir, echo)
   plan = planned(claim, study, data_path=data_path, seeds=seeds, scale=scale)
-  if claim.control:
-    if not study.is_done(claim.control.arm):
-      study.run()
-    codes = study.result(claim.control.arm)['codes']
-    full = matched_control.codes_of(plan.tokenizers[claim.control.of])
-    echo(f'the {claim.control.arm} has {codes} codes, arm {claim.control.of} {full}')
-    plan = _with_control(claim, plan, codes)
-    check_equal_budgets(two_stage.budgets(plan), claim.budget_tolerance)
+  arms = [control.arm for control in claim.controls]
+  if not all(map(study.is_done, arms)):
+    study.run()
+  found = {arm: study.result(arm) for arm in arms}
+  plan = _with_controls(claim, plan, {arm: result['size'] for arm, result in found.items()})
+  _check_budgets(claim, plan)
   two_stage.add_stages(study, plan)
   study.run()
   measured = two_stage.measurements(study, plan)
@@ -99,6 +99,7 @@ def run(
     title=claim.title,
     subtitle=claim.subtitle,
     head=_judged(claim, study, measured, scale),
+    controls=[matched_control.remark(arm, result) for arm, result in found.items()],
     departures=claim.departures,
   )
 
@@ -111,8 +112,8 @@ def planned(
   seeds: Sequence[int] | None = None,
   scale: float = 1.0,
 ) -> TwoStage:
-  """The plan without the control; the stages that find the control's codebook are added to `study`,
-  those of the plan are foreseen. Trains nothing; see `run` for arguments and errors.
+  """The plan without the controls; the stages that find their sizes are added to `study`, those of
+  the plan are foreseen. Trains nothing; see `run` for arguments and errors.
   """
   if not (scale > 0 and math.isfinite(scale)):
     raise ConfigError(f'scale is {scale}, expected a positive number')
@@ -136,17 +137,15 @@ def planned(
   paired(plan.seeds, list(plan.tokenizers))
   if plan.features == 'classifier':
     read_classifier(plan.feature_weights)  # that the weights are missing shows at once
-  expected = plan
-  check_equal_budgets(two_stage.budgets(plan), claim.budget_tolerance)
-  if claim.control:
-    matched_control.add_search(
-      study, claim.control, plan.tokenizers, plan.seeds[0], must_answer=scale >= 1
-    )
-    full = matched_control.codes_of(plan.tokenizers[claim.control.of])
-    # The smallest that may come out differs most; a search must not end in a refusal.
-    least = _with_control(claim, plan, min(claim.control.ladder))
-    check_equal_budgets(two_stage.budgets(least), claim.budget_tolerance)
-    expected = _with_control(claim, plan, math.isqrt(full * min(claim.control.ladder)))
+  _check_criteria(claim, plan)
+  _check_budgets(claim, plan)
+  for control in claim.controls:
+    # Errors of runs that are too short mean nothing; they decide nothing either.
+    control = dataclasses.replace(control, must_answer=control.must_answer and scale >= 1)
+    matched_control.add_search(study, control, plan.tokenizers, plan.seeds[0])
+  # The smallest that may come out differ most; a search must not end in a refusal.
+  expected = _with_controls(claim, plan, {c.arm: min(c.ladder) for c in claim.controls})
+  _check_budgets(claim, expected)
   outlook = Study(study.directory)
   two_stage.add_stages(outlook, expected)
   study.foresee(outlook.stages)
@@ -169,10 +168,28 @@ def _config(spec: str, data_path: str | None, scale: float) -> dict[str, Any]:
   return config
 
 
-def _with_control(claim: TwoStageClaim, plan: TwoStage, codes: int) -> TwoStage:
-  tokenizer = matched_control.with_codes(plan.tokenizers[claim.control.of], codes)
-  tokenizer = two_stage.at_equal_flops(tokenizer, plan.tokenizers[claim.equal_to])
-  return dataclasses.replace(plan, tokenizers={**plan.tokenizers, claim.control.arm: tokenizer})
+def _with_controls(claim: TwoStageClaim, plan: TwoStage, sizes: Mapping[str, int]) -> TwoStage:
+  """The plan with an arm more for each control."""
+  arms = plan.tokenizers
+  controls = {c.arm: matched_control.degraded(c, arms, sizes[c.arm]) for c in claim.controls}
+  return dataclasses.replace(plan, tokenizers={**arms, **controls})
+
+
+def _check_criteria(claim: TwoStageClaim, plan: TwoStage) -> None:
+  """That every criterion names arms that there will be."""
+  arms = [*plan.tokenizers, *(control.arm for control in claim.controls)]
+  for criterion in claim.claim.criteria:
+    for arm in (criterion.arm, criterion.against):
+      if arm not in arms:
+        raise configs.unknown_key(arm, arms, f'the claim, for criterion {criterion.name!r},')
+
+
+def _check_budgets(claim: TwoStageClaim, plan: TwoStage) -> None:
+  """Equal tokenizers in all arms, equal arms in the verdict; whole steps cannot be divided."""
+  budgets, judged = two_stage.budgets(plan), claim.claim.judged_arms()
+  tolerance = claim.budget_tolerance + 1 / min(c['steps'] for c in plan.tokenizers.values())
+  check_equal_budgets([b for b in budgets if b.stage == 'tokenizer'], tolerance)
+  check_equal_budgets([b for b in budgets if b.arm in judged], tolerance)
 
 
 def _judged(claim: TwoStageClaim, study: Study, measured: Mapping, scale: float) -> list:

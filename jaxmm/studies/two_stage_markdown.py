@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxmm.config import ConfigError
 from jaxmm.report.markup import duration_text
-from jaxmm.studies import stages, two_stage
+from jaxmm.studies import matched_control, stages, two_stage
 from jaxmm.studies.two_stage_page import METRICS, spread
 from jaxmm.studies.verdict import Verdict
 
@@ -86,12 +86,12 @@ def _first_mention(verdict: Verdict, arm: str) -> tuple[int, str]:
 
 
 def _remarks(directory: str | os.PathLike) -> str:
-  """The control's codebook, and how long it all took."""
+  """How the controls were found, and how long it all took."""
   records = stages.read_records(directory)
   out = [
-    f'The {name} has {record["result"]["codes"]} codes.'
+    matched_control.remark(name, record['result'])
     for name, record in records.items()
-    if set(record['result']) == {'codes'}
+    if {'setting', 'size', 'errors'} <= set(record['result'])
   ]
   seconds = sum(record['seconds'] for record in records.values())
   return ' '.join([*out, f'All stages together took {duration_text(seconds)}.'])

@@ -31,6 +31,7 @@ def write(
   title: str,
   subtitle: str,
   head: Sequence = (),
+  controls: Sequence[str] = (),
   departures: Sequence[str] = (),
 ) -> pathlib.Path:
   """Writes `report.html` into the study's directory.
@@ -40,6 +41,7 @@ def write(
     plan: what was run.
     title, subtitle: of the page.
     head: blocks that come first (the verdict).
+    controls: sentences, how the size of each control was found.
     departures: sentences, each one way in which this is not the paper.
   """
   facts = {
@@ -51,6 +53,8 @@ def write(
   out = page.Page(title, subtitle, facts)
   out.add(*head)
   _add_table(out, study, plan)
+  if controls:
+    out.add_section('How the controls were found', *controls)
   _add_positions(out, study, plan)
   _add_losses(out, study, plan)
   _add_reconstructions(out, study, plan)
@@ -181,7 +185,7 @@ def _add_budget(out: page.Page, plan: TwoStage) -> None:
   out.add_section(
     'Compute',
     page.table(head, rows),
-    intro='Planned training FLOPs; a multiply-add counts as two. The arms cost the same.',
+    intro='Planned training FLOPs; a multiply-add counts as two. The tokenizers cost the same.',
   )
 
 

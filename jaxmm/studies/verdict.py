@@ -7,11 +7,13 @@ an interval; the interval against the threshold gives the criterion's outcome:
 - *fails*: it lies wholly on the other side;
 - *open*: it touches or holds the threshold, a measurement is not finite, or seeds are too few.
 
-A criterion that is a condition (a control that must be one) never fails: it holds or is open.
+A criterion that is a condition (a control that must be one) never fails: it holds or is open. One
+that is reported has its numbers and its interval shown, but is not judged.
 
-The claim is **reproduced** if every criterion holds, **not reproduced** if any fails, and otherwise
-**inconclusive**. That all criteria must hold needs no correction for their number (the chance that
-all hold by accident is at most that of one); that one failure is enough does not correct for it.
+The claim is **reproduced** if every judged criterion holds, **not reproduced** if any fails, and
+otherwise **inconclusive**. That all criteria must hold needs no correction for their number (the
+chance that all hold by accident is at most that of one); that one failure is enough does not
+correct for it.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Criterion:
     unit: shown beside the numbers.
     is_condition: not asserted by the claim, but what makes the comparison mean anything (a control
       that is one); where it does not hold it is open, so that nothing is decided.
+    is_reported: shown beside the others, but not judged; does not move the verdict.
   """
 
   name: str
@@ -66,6 +69,7 @@ class Criterion:
   confidence: float = 0.95
   unit: str = ''
   is_condition: bool = False
+  is_reported: bool = False
 
   def __post_init__(self):
     for field, allowed in (
@@ -95,7 +99,7 @@ class Claim:
   Attributes:
     paper: its id.
     sentence: the claim in words.
-    criteria: all of them must hold.
+    criteria: all that are not only reported must hold.
     min_seeds: with fewer paired seeds nothing is decided; at least 3.
   """
 
@@ -105,10 +109,15 @@ class Claim:
   min_seeds: int = 3
 
   def __post_init__(self):
-    if not self.criteria:
-      raise ConfigError(f'claim of {self.paper!r} has no criteria')
+    if all(c.is_reported for c in self.criteria):
+      raise ConfigError(f'claim of {self.paper!r} has no criteria that are judged')
     if self.min_seeds < 3:
       raise ConfigError(f'claim of {self.paper!r}: min_seeds is {self.min_seeds}, expected >= 3')
+
+  def judged_arms(self) -> set[str]:
+    """The arms on which the verdict rests."""
+    judged = [c for c in self.criteria if not c.is_reported]
+    return {arm for c in judged for arm in (c.arm, c.against)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,11 +126,11 @@ class Finding:
 
   Attributes:
     criterion: which.
-    outcome: 'holds', 'fails' or 'open'.
+    outcome: 'holds', 'fails' or 'open'; 'reported' where it is not judged.
     estimate, low, high: mean observation (of ratios: the geometric mean) and its interval; NaN
       where there is none.
     seeds, arm_values, against_values, observations: a number a seed, in the same order.
-    reason: why it is open, if not for the interval.
+    reason: why nothing could be decided, if not for the interval.
   """
 
   criterion: Criterion
@@ -148,9 +157,11 @@ class Verdict:
     """One sentence: how many criteria hold, fail, are open."""
     count = {o: sum(f.outcome == o for f in self.findings) for o in ('holds', 'fails', 'open')}
     seeds = ', '.join(str(s) for s in self.findings[0].seeds)
+    reported = len(self.findings) - sum(count.values())
     return (
-      f'{count["holds"]} of {len(self.findings)} criteria hold, {count["fails"]} fail, '
-      f'{count["open"]} stay open (seeds {seeds}).'
+      f'{count["holds"]} of {sum(count.values())} criteria hold, {count["fails"]} fail, '
+      f'{count["open"]} stay open (seeds {seeds})'
+      + (f'; {reported} more are reported, not judged.' if reported else '.')
     )
 
   def to_json(self) -> dict[str, Any]:
@@ -177,7 +188,8 @@ class Verdict:
     """For a page: the verdict in a box, the table, the intervals drawn."""
     head, rows = self.rows()
     shown = [
-      [*row[:-1], page.mark(row[-1], f.outcome)] for row, f in zip(rows, self.findings, strict=True)
+      row if f.criterion.is_reported else [*row[:-1], page.mark(row[-1], f.outcome)]
+      for row, f in zip(rows, self.findings, strict=True)
     ]
     box = page.verdict_box(
       self.outcome.capitalize(), TONES[self.outcome], self.claim.sentence, self.sentence()
@@ -188,6 +200,8 @@ class Verdict:
       'claimed one, the dashed line its threshold.'
     )
     look_for = 'every line lies wholly on the shaded side'
+    if any(f.criterion.is_reported for f in self.findings):
+      look_for = 'every coloured line lies wholly on the shaded side; grey ones are not judged'
     return [box, page.table(head, shown), page.figure(chart, caption, look_for=look_for)]
 
 
@@ -199,7 +213,7 @@ def judge(claim: Claim, measurements: Measurements) -> Verdict:
       asked of a number that is not positive.
   """
   findings = tuple(_finding(c, measurements, claim.min_seeds) for c in claim.criteria)
-  outcomes = {f.outcome for f in findings}
+  outcomes = {f.outcome for f in findings if not f.criterion.is_reported}
   if outcomes == {'holds'}:
     return Verdict(claim, REPRODUCED, findings)
   return Verdict(claim, NOT_REPRODUCED if 'fails' in outcomes else INCONCLUSIVE, findings)
@@ -211,8 +225,8 @@ def _finding(criterion: Criterion, measurements: Measurements, min_seeds: int) -
   if not (np.isfinite(first).all() and np.isfinite(second).all()):
     bad = [s for s, a, b in zip(seeds, first, second, strict=True) if not math.isfinite(a + b)]
     none = (math.nan,) * 3
-    observed = tuple((first - second).tolist())
-    return Finding(criterion, 'open', *none, *values, observed, f'not finite for seeds {bad}')
+    observed, outcome = tuple((first - second).tolist()), _outcome(criterion, *none[:2])
+    return Finding(criterion, outcome, *none, *values, observed, f'not finite for seeds {bad}')
   if criterion.compare == 'ratio':
     if min(first.min(), second.min()) <= 0:
       raise ConfigError(f'criterion {criterion.name!r}: a ratio needs positive {criterion.metric}')
@@ -225,7 +239,8 @@ def _finding(criterion: Criterion, measurements: Measurements, min_seeds: int) -
   estimate, low, high = map(float, numbers)
   outcome, reason = _outcome(criterion, low, high), ''
   if len(seeds) < min_seeds:
-    outcome, reason = 'open', f'{len(seeds)} of at least {min_seeds} seeds'
+    outcome = _outcome(criterion, math.nan, math.nan)
+    reason = f'{len(seeds)} of at least {min_seeds} seeds'
   observations = tuple(observed.tolist())
   return Finding(criterion, outcome, estimate, low, high, *values, observations, reason)
 
@@ -257,7 +272,9 @@ def _pairs(criterion: Criterion, measurements: Measurements):
 
 
 def _outcome(criterion: Criterion, low: float, high: float) -> str:
-  """Where the interval lies; touching the threshold decides nothing."""
+  """Where the interval lies; touching the threshold decides nothing, nor does what is NaN."""
+  if criterion.is_reported:
+    return 'reported'
   below, above = high < criterion.threshold, low > criterion.threshold
   if not (below or above):
     return 'open'
@@ -316,7 +333,8 @@ def _rows(findings: Sequence[Finding]) -> tuple[list[str], list[list[Any]]]:
         f'{number_text(f.estimate)} {c.unit if c.compare == "difference" else "x"}'.strip(),
         f'{number_text(f.low)} to {number_text(f.high)} ({c.confidence:.0%}, {c.test})',
         f'{c.claimed} {number_text(c.threshold)}',
-        f.outcome + (f': {f.reason}' if f.reason else ''),
+        ('reported, not judged' if c.is_reported else f.outcome)
+        + (f': {f.reason}' if f.reason else ''),
       ]
     )
   return head, rows

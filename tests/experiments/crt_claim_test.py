@@ -27,7 +27,7 @@ def test_what_cannot_work_is_said_before_anything_is_trained(claim, tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_the_plan_is_said_whole_before_the_control_is_known(claim, tmp_path):
+def test_the_plan_is_said_whole_before_the_controls_are_known(claim, tmp_path):
   study = Study(tmp_path)
   plan = two_stage_claim.planned(claim.STUDY, study)
   assert set(plan.tokenizers) == {'baseline', 'crt'} and plan.seeds == (1, 2, 3)
@@ -36,14 +36,17 @@ def test_the_plan_is_said_whole_before_the_control_is_known(claim, tmp_path):
   assert crt['model']['vqgan'] == baseline['model']['vqgan'] and crt['data'] == baseline['data']
   flops = arm_flops(two_stage.budgets(plan))
   assert flops['crt'] == pytest.approx(flops['baseline'], rel=1e-3)
-  # A tokenizer of each arm, two smaller codebooks, the interpolation; the rest is foreseen.
-  assert len(study.stages) == 5
+  # A tokenizer of each arm, two narrower ones, two smaller codebooks, two interpolations; the rest
+  # is foreseen.
+  assert len(study.stages) == 8
   text = study.plan_text()
-  assert ': 40 stages, 0 of them done; to do:' in text
+  assert ': 55 stages, 0 of them done; to do:' in text
   for line in (
-    'seed 1, arm search-32: tokenizer',
-    'codebook size of the control',
-    'seed 3, arm control: tokenizer, codes of the data, image model, samples',
+    'seed 1, arm search-narrow-12: tokenizer',
+    'seed 1, arm search-few_codes-32: tokenizer',
+    'control narrow: size',
+    'seed 3, arm narrow: tokenizer, codes of the data, image model, samples',
+    'seed 3, arm few_codes: tokenizer, codes of the data, image model, samples',
   ):
     assert f'\n  {line}' in text
   assert not list(tmp_path.iterdir())
@@ -63,7 +66,23 @@ def test_scaling_a_run_scales_its_ramp_and_warmup(claim, tmp_path):
   assert half['data']['path'] == half['eval_data']['path'] == 'x.zip'
 
 
+def test_the_narrow_control_decides_and_fewer_codes_are_reported(claim):
+  assert claim.CLAIM.judged_arms() == {'baseline', 'crt', 'narrow'}
+  shown = [c for c in claim.CLAIM.criteria if c.is_reported]
+  assert all('few_codes' in (c.arm, c.against) for c in shown)
+  # Both controls are asked the same.
+  fields = lambda c: (c.metric, c.arm, c.against, c.claimed, c.threshold, c.compare, c.test)
+  judged = [fields(c) for c in claim.CLAIM.criteria if 'narrow' in (c.arm, c.against)]
+  assert judged == [tuple('narrow' if x == 'few_codes' else x for x in fields(c)) for c in shown]
+
+
 def test_no_control_that_the_search_may_find_is_refused_after_it(claim, tmp_path):
-  narrow = dataclasses.replace(claim.STUDY, budget_tolerance=0.03)
-  with pytest.raises(ConfigError, match=r'differ by 3\.\d+% of training FLOPs'):
-    two_stage_claim.planned(narrow, Study(tmp_path))
+  # Fewer codes make the image model cheaper; where they decide, that is too much.
+  narrow, few = claim.STUDY.controls
+  swapped = (dataclasses.replace(few, arm='narrow'), dataclasses.replace(narrow, arm='few_codes'))
+  judged = dataclasses.replace(claim.STUDY, controls=swapped, budget_tolerance=0.0)
+  with pytest.raises(ConfigError, match=r'differ by \d+\.\d+% of training FLOPs'):
+    two_stage_claim.planned(judged, Study(tmp_path / 'judged'))
+  without = dataclasses.replace(claim.STUDY, controls=(narrow,))
+  with pytest.raises(ConfigError, match="reported: fewer bits.*has no key 'few_codes'"):
+    two_stage_claim.planned(without, Study(tmp_path / 'without'))

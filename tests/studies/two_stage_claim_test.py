@@ -1,7 +1,7 @@
 """A whole claim, from pictures to the verdict; killed between stages it ends as if it had not been.
 
-Three arms, three seeds, the search for the control, the classifier's features and the judge are
-those of `jaxmm reproduce crt`; only the configs are tiny (`tests/tiny_claim.py`).
+Arms, seeds, the searches for both controls, and the judge are those of `jaxmm reproduce crt`; only
+the configs and the features of the Frechet distance are small (`tests/tiny_claim.py`).
 """
 
 import json
@@ -12,11 +12,17 @@ import sys
 
 import pytest
 
-from jaxmm.studies import two_stage, two_stage_markdown
+from jaxmm.studies import matched_control, two_stage, two_stage_markdown
 from jaxmm.studies.stages import read_records
 from jaxmm.studies.verdict import Verdict, judge
 from tests import tiny_claim
 
+# The reference; both searches: two arms, two ladders, two answers; four arms on three seeds.
+STAGES = 1 + 6 + 48
+# Before the second seed's CRT has an image model: the searches, the reference, all of the first
+# seed but the two tokenizers that the searches have trained, the second seed's baseline, and a
+# tokenizer and its codes.
+DONE = 8 + 1 + 14 + 4 + 2
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Interrupted before the stage that `stop_at` names; run again, killed before that of `die_at`.
 SCRIPT = """
@@ -79,37 +85,49 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   tiny_claim.write_digits(tmp_path / 'digits')
 
   status, said = start(
-    tmp_path, stop_at='arm search-2: tokenizer ...', die_at='seed 2, arm crt: image model ...'
+    tmp_path,
+    stop_at='arm search-narrow-4: tokenizer ...',
+    die_at='seed 2, arm crt: image model ...',
   )
   assert status == -signal.SIGKILL, said[-3000:]
   before, after = said.split('interrupted with 2 stages done')  # a tokenizer of each arm
-  assert ': 39 stages, 0 of them done; to do:' in before and '[1/39]' in before
-  assert ': 39 stages, 2 of them done; to do, about' in after
-  assert after.count(': done before (') == 2 and 'the control has ' in after
+  assert f': {STAGES} stages, 0 of them done; to do:' in before and f'[1/{STAGES}]' in before
+  assert f': {STAGES} stages, 2 of them done; to do, about' in after
+  assert after.count(': done before (') == 2
   first = finished(workdir)
-  assert len(first) == 21
+  assert len(first) == DONE
+  for arm in ('narrow', 'few_codes'):
+    assert after.count(f'  Control {arm} has model.vqgan.') == 1
 
   status, said = start(tmp_path)
   assert status == 0, said[-3000:]
-  assert said.count(': done before (') == 21 and '[39/39]' in said
+  assert said.count(': done before (') == DONE and f'[{STAGES}/{STAGES}]' in said
   second = finished(workdir)
-  assert len(second) == 39 and {f: second[f] for f in first} == first
+  assert len(second) == STAGES and {f: second[f] for f in first} == first
   assert (workdir / 'report.html').stat().st_size > 10_000
 
   # The verdict follows from what the stages left, and is the one that was printed.
   verdict = json.loads((workdir / 'verdict.json').read_text())
   claim, measured = tiny_claim.claim(), two_stage.read_measurements(workdir)
   assert {arm: set(seeds) for arm, seeds in measured.items()} == dict.fromkeys(
-    ('baseline', 'crt', 'control'), {1, 2, 3}
+    ('baseline', 'crt', 'narrow', 'few_codes'), {1, 2, 3}
   )
   again = judge(claim.claim, measured)
   assert again.to_json() == verdict and again.text() in said
   assert Verdict.from_json(verdict).to_json() == verdict
-  codes = read_records(workdir)['control']['result']['codes']
-  assert 2 <= codes <= tiny_claim.CODES and f'the control has {codes} codes' in said
+  page = (workdir / 'report.html').read_text()
+  assert said.count('reported, not judged') == 4 and 'Reported, not judged' not in page
 
   text = two_stage_markdown.markdown(workdir)
-  assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()} The control has')
+  assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()} Control few_codes')
+  for arm, full in (('narrow', tiny_claim.CHANNELS), ('few_codes', tiny_claim.CODES)):
+    found = read_records(workdir)[arm]['result']
+    assert found['size'] in (*tiny_claim.LADDERS[arm], *range(full, 0, -tiny_claim.LADDERS[arm][1]))
+    assert set(found['errors']) == {str(s) for s in (full, *tiny_claim.LADDERS[arm])}
+    config = json.loads((workdir / f'seed-3/{arm}/tokenizer/config.json').read_text())
+    assert matched_control.size_of(config, found['setting']) == found['size']
+    sentence = matched_control.remark(arm, found)
+    assert sentence in text and sentence.split(' (')[0] in page
   row = next(line for line in text.splitlines() if line.startswith('| stage-2 bits an image'))
   values = [run['bits_per_image'] for run in measured['crt'].values()]
   assert f'({min(values):.4g} to {max(values):.4g})' in row

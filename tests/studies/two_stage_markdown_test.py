@@ -10,6 +10,7 @@ from jaxmm.studies.stages import write_json
 from jaxmm.studies.verdict import Claim, Criterion, judge
 
 BITS = Criterion('fewer | bits', 'bits_per_image', 'crt', 'base', 'below')
+SHOWN = Criterion('than zero', 'bits_per_image', 'crt', 'zero', 'below', is_reported=True)
 
 
 @pytest.fixture
@@ -26,8 +27,10 @@ def study(tmp_path):
       ):
         record = {'seconds': 10.0, 'result': result}
         write_json(tmp_path / f'seed-{seed}/{arm}/{stage}/result.json', record)
-  write_json(tmp_path / 'control/result.json', {'seconds': 0.0, 'result': {'codes': 77}})
-  verdict = judge(Claim('crt', 'Better.', (BITS,)), two_stage.read_measurements(tmp_path))
+  found = {'setting': 'a.codes', 'size': 77, 'errors': {'512': 0.04}, 'target': 0.05, 'reason': ''}
+  write_json(tmp_path / 'zero/result.json', {'seconds': 0.0, 'result': found})
+  claim = Claim('crt', 'Better.', (BITS, SHOWN))
+  verdict = judge(claim, two_stage.read_measurements(tmp_path))
   write_json(tmp_path / 'verdict.json', verdict.to_json())
   return tmp_path
 
@@ -35,12 +38,15 @@ def study(tmp_path):
 def test_the_tables_hold_the_numbers(study):
   lines = two_stage_markdown.markdown(study).splitlines()
   assert lines[0].startswith('**Reproduced**: 1 of 1 criteria hold, 0 fail, 0 stay open (seeds 1, ')
-  assert 'The control has 77 codes.' in lines[0] and 'took 4 min 30 s' in lines[0]
+  assert 'Control zero has a.codes=77: ' in lines[0] and 'took 4 min 30 s' in lines[0]
   # A bar in a cell would end it; arms come as the criteria name them.
   assert lines[4].startswith('| fewer   bits | 439 ± 1 (crt) | 462 ± 1 (base) | -23 |')
+  assert lines[5].startswith('| than zero | 439 ± 1 (crt) | 402 ± 1 (zero) | 37 | 37 to 37 ')
+  assert lines[5].endswith('| reported, not judged |')
+  assert '1 more are reported, not judged.' in lines[0]
   assert '|  | base | crt | zero |' in lines
   assert '| Frechet distance of samples | 32 (31 to 33) | 32 (31 to 33) | 32 (31 to 33) |' in lines
-  widths = {line.count('|') for line in lines[2:5]}
+  widths = {line.count('|') for line in lines[2:6]}
   assert widths == {8}
 
 

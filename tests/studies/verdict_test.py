@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -128,8 +129,9 @@ def test_a_criterion_refuses_what_it_cannot_judge(change, said):
 
 
 def test_a_claim_needs_criteria_and_three_seeds():
-  with pytest.raises(ConfigError, match='no criteria'):
-    Claim('crt', 's', ())
+  for none in ((), (dataclasses.replace(LOSS, is_reported=True),)):
+    with pytest.raises(ConfigError, match='no criteria that are judged'):
+      Claim('crt', 's', none)
   with pytest.raises(ConfigError, match='>= 3'):
     Claim('crt', 's', (LOSS,), min_seeds=2)
 
@@ -163,3 +165,39 @@ def test_a_condition_that_does_not_hold_leaves_the_claim_open():
   good = {seed: {'mse': 0.9} for seed in range(3)}
   assert judge(claim, {'crt': crt, 'control': degraded}).outcome == verdict.REPRODUCED
   assert judge(claim, {'crt': crt, 'control': good}).outcome == verdict.INCONCLUSIVE
+
+
+def test_what_is_reported_is_shown_with_its_interval_and_decides_nothing():
+  values = runs(crt=[9.0, 9.1, 8.9], base=[10.0, 10.2, 9.8], few=[5.0, 5.1, 4.9])
+  reported = Criterion('than few', 'bits', 'crt', 'few', 'below', is_reported=True)
+  condition = Criterion(
+    'few is one', 'bits', 'few', 'crt', 'above', 0.99, 'ratio', 'mean', is_condition=True
+  )
+  shown = dataclasses.replace(condition, is_reported=True)
+  # As judged criteria the first would fail, the second stay open.
+  for judged, outcome_ in (
+    (dataclasses.replace(reported, is_reported=False), verdict.NOT_REPRODUCED),
+    (condition, verdict.INCONCLUSIVE),
+  ):
+    assert judge(Claim('crt', 's', (LOSS, judged)), values).outcome == outcome_
+  claim = Claim('crt', 's', (LOSS, reported, shown))
+  assert claim.judged_arms() == {'crt', 'base'}
+  result = judge(claim, values)
+  assert result.outcome == verdict.REPRODUCED
+  assert [f.outcome for f in result.findings] == ['holds', 'reported', 'reported']
+  assert result.findings[1].low <= 4 <= result.findings[1].high
+  assert '1 of 1 criteria hold, 0 fail, 0 stay open (seeds 0, 1, 2); 2 more are reported, not' in (
+    result.text()
+  )
+  assert result.text().count('reported, not judged\n') == 2
+  html = ''.join(result.blocks())
+  assert html.count('reported, not judged') == 3 and 'grey ones are not judged' in html
+  assert html.count('var(--reported') == 4 and 'mark reported' not in html
+  stored = json.loads(json.dumps(result.to_json(), allow_nan=False))
+  assert stored['findings'][1]['outcome'] == 'reported'
+  assert verdict.Verdict.from_json(stored).to_json() == stored
+  # A diverged run of a reported arm decides nothing either, and is named.
+  values['few'][1]['bits'] = math.nan
+  result = judge(claim, values)
+  assert result.outcome == verdict.REPRODUCED
+  assert 'reported, not judged: not finite for seeds [1]' in result.text()
