@@ -165,11 +165,14 @@ def interpolated_size(errors: Mapping[int, float], target: float, multiple: int 
     multiple: of which the size has to be one; the largest size in `errors` may be any.
 
   Raises:
-    ConfigError: the errors do not rise as sizes shrink, or the target lies beyond them.
+    ConfigError: the target is above the error of the largest size, and the errors do not rise as
+      sizes shrink or it lies beyond them.
   """
   sizes = sorted(errors, reverse=True)
   values = [errors[s] for s in sizes]
   shown = ', '.join(f'{v:.4g} at {s}' for s, v in zip(sizes, values, strict=True))
+  if target <= values[0]:
+    return sizes[0]  # nothing was lost, so the arm itself is the control
   if not all(b > a for a, b in zip(values, values[1:])):
     raise ConfigError(
       f'the errors do not rise as sizes shrink: {shown}; train longer, or give the ladder other '
@@ -180,8 +183,6 @@ def interpolated_size(errors: Mapping[int, float], target: float, multiple: int 
       f'the error {target:.4g} is beyond that of the smallest size ({shown}); add a smaller one to '
       'the ladder'
     )
-  if target <= values[0]:
-    return sizes[0]  # nothing was lost, so the arm itself is the control
   size = 2 ** np.interp(target, values, [math.log2(s) for s in sizes])
   return int(math.floor(size / multiple + 1e-6)) * multiple  # 12 may come out as 11.999...
 

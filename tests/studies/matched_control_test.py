@@ -129,3 +129,7 @@ def test_only_a_control_that_decides_nothing_may_do_without_an_answer(
   found, lines = search(tmp_path / 'short', monkeypatch, tokenizers, errors, must_answer=False)
   assert found['few']['size'] == 32  # the nearest
   assert any('do not rise' in line and 'the nearest of the ladder' in line for line in lines)
+
+
+def test_where_nothing_was_lost_the_arm_itself_is_the_control_whatever_the_ladder_gave():
+  assert interpolated_size({16: 0.03, 12: 0.029, 8: 0.031}, 0.0299, 2) == 16
