@@ -72,6 +72,12 @@ class LayerNorm(nn.Module):
     return _recomputed(layer_norm, self.eps)(x, scale, shift)
 
 
+def native_linear(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
+  """The product of `linear`, with XLA's own gradients."""
+  contracted = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
+  return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def linear(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
   """Contracts the last `num_in` axes of `x` with the first ones of `kernel`, in their dtype.
@@ -79,29 +85,42 @@ def linear(x: jax.Array, kernel: jax.Array, num_in: int = 1) -> jax.Array:
   On a CPU the kernel's gradient is taken as x^T g from a finished g. Left alone, XLA takes
   (g^T x)^T: it copies g transposed together with all elementwise work that made it, which is then
   done twice, against the order of memory.
+
+  Args:
+    x: [rows..., inputs...].
+    kernel: [inputs..., outputs...].
+    num_in: how many axes the inputs are.
+
+  Returns:
+    [rows..., outputs...].
   """
-  contracted = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
-  return jax.lax.dot_general(x, kernel, (contracted, ((), ())))
+  return native_linear(x, kernel, num_in)
 
 
 def _linear_forward(x, kernel, num_in):
-  return linear(x, kernel, num_in), (x, kernel)
+  return native_linear(x, kernel, num_in), (x, kernel)
 
 
 def _linear_backward(num_in, residuals, grad):
   return jax.lax.platform_dependent(
     *residuals,
     grad,
-    cpu=functools.partial(_cpu_linear_grads, num_in),
-    default=functools.partial(_native_linear_grads, num_in),
+    cpu=functools.partial(cpu_linear_grads, num_in),
+    default=functools.partial(native_linear_grads, num_in),
   )
 
 
-def _native_linear_grads(num_in, x, kernel, grad):
-  return jax.vjp(lambda x, kernel: linear.fun(x, kernel, num_in), x, kernel)[1](grad)
+def native_linear_grads(
+  num_in: int, x: jax.Array, kernel: jax.Array, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The gradients of `x` and `kernel` as XLA computes them."""
+  return jax.vjp(lambda x, kernel: native_linear(x, kernel, num_in), x, kernel)[1](grad)
 
 
-def _cpu_linear_grads(num_in, x, kernel, grad):
+def cpu_linear_grads(
+  num_in: int, x: jax.Array, kernel: jax.Array, grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """The same in the order that is fast on a CPU."""
   grad = jax.lax.optimization_barrier(grad)
   rows = tuple(range(x.ndim - num_in))
   outputs = (tuple(range(len(rows), grad.ndim)), tuple(range(num_in, kernel.ndim)))

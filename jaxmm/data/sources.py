@@ -123,6 +123,7 @@ def hash_split(source: Source, split: str, test_fraction: float) -> Source:
 
 
 def check_split(split: str) -> None:
+  """Raises ConfigError for a split that is not 'train', 'test' or 'all'."""
   if split not in ('train', 'test', 'all'):
     raise ConfigError(f"data.split is {split!r}, expected 'train', 'test' or 'all'")
 

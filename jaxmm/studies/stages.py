@@ -28,7 +28,7 @@ from jaxmm.config import ConfigError
 from jaxmm.report.markup import duration_text, number_text
 
 # In the names of directories that are kept of what was run with other settings.
-_SET_ASIDE = ('.old-', '.before-')
+_SET_ASIDE = '.old-'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Study:
     old = _read_json(path / 'inputs.json')
     if old is None or old.get('digest') == digest:
       return
-    name = f'{path.name}{_SET_ASIDE[0]}{old.get("digest", "unknown")[:8]}'
+    name = f'{path.name}{_SET_ASIDE}{old.get("digest", "unknown")[:8]}'
     aside, number = path.with_name(name), 2
     while aside.exists():
       aside = path.with_name(f'{name}-{number}')
@@ -245,7 +245,7 @@ def read_records(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
   root, out = pathlib.Path(directory), {}
   for path in sorted(root.rglob('result.json')):
     name, record = path.parent.relative_to(root).as_posix(), _read_json(path)
-    if record and not any(mark in name for mark in _SET_ASIDE):
+    if record and _SET_ASIDE not in name:
       out[name] = record
   return out
 

@@ -96,6 +96,6 @@ def test_linear_and_its_gradients_are_those_of_the_product(num_in):
   got = jax.jit(jax.value_and_grad(value(lambda *a: layers.linear(*a, num_in)), (0, 1)))(x, kernel)
   want = jax.value_and_grad(value(product), (0, 1))(x, kernel)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), got, want)
-  native = layers._native_linear_grads(num_in, x, kernel, jnp.cos(product(x, kernel)))
-  mine = layers._cpu_linear_grads(num_in, x, kernel, jnp.cos(product(x, kernel)))
+  native = layers.native_linear_grads(num_in, x, kernel, jnp.cos(product(x, kernel)))
+  mine = layers.cpu_linear_grads(num_in, x, kernel, jnp.cos(product(x, kernel)))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), native, mine)

@@ -1,17 +1,11 @@
 """The whole path once for all tests of this room: pictures, tokenizer, codes, image model."""
 
-import os
-import subprocess
-import sys
 import types
 
 import pytest
 
-from tests import tiny_runs
+from tests import programs, tiny_runs
 
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# These programs run for microseconds; compiling them is all that they cost.
-QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 SCRIPT = """
 import sys
 from jaxmm import cli
@@ -28,17 +22,9 @@ def run_verbs(*lines: str) -> str:
   Raises:
     AssertionError: one failed.
   """
-  done = subprocess.run(
-    [sys.executable, '-c', SCRIPT],
-    input='\n'.join(lines),
-    env=dict(os.environ, XLA_FLAGS=QUICK),
-    cwd=ROOT,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-  )
-  assert done.returncode == 0, done.stdout[-3000:]
-  return done.stdout
+  status, said = programs.run_script(SCRIPT, typed='\n'.join(lines))
+  assert status == 0, said[-3000:]
+  return said
 
 
 @pytest.fixture(scope='package')

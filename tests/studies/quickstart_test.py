@@ -1,18 +1,13 @@
 """The quickstart is fair as planned, and one that is killed ends as one that is not."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from jaxmm.studies import quickstart, two_stage
 from jaxmm.studies.stages import Study, arm_flops
-from tests import tiny_runs
-
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tests import programs, tiny_runs
 
 # A quickstart of tiny models on a folder of pictures; SIGKILL when the `die_run`-th training of the
 # process asks for batch `die_step`.
@@ -54,16 +49,7 @@ print('trainings began at', runs)
 
 def start(workdir, pictures, die_run=-1, die_step=-1):
   """(exit status, output) of a quickstart in a process of its own."""
-  quick = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-  done = subprocess.run(
-    [sys.executable, '-c', SCRIPT, *map(str, (workdir, pictures, die_run, die_step))],
-    env=dict(os.environ, XLA_FLAGS=quick),
-    cwd=ROOT,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-  )
-  return done.returncode, done.stdout
+  return programs.run_script(SCRIPT, [workdir, pictures, die_run, die_step])
 
 
 def results(workdir):

@@ -5,24 +5,20 @@ the configs and the features of the Frechet distance are small (`tests/tiny_clai
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from jaxmm.studies import matched_control, two_stage, two_stage_markdown
 from jaxmm.studies.stages import read_records
 from jaxmm.studies.verdict import Verdict, judge
-from tests import tiny_claim
+from tests import programs, tiny_claim
 
 # The reference; two searches: a degraded tokenizer and an answer each; four arms on three seeds.
 STAGES = 1 + 4 + 48
 # Before the second seed's CRT has an image model: the searches and both arms' tokenizers for them,
 # the reference, the rest of the first seed, the second seed's baseline, a tokenizer and its codes.
 DONE = 6 + 1 + 14 + 4 + 2
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # Interrupted before the stage that `stop_at` names; run again, killed before that of `die_at`.
 SCRIPT = """
 import os, pathlib, signal, sys
@@ -55,22 +51,12 @@ run(dying)
 
 def start(at, stop_at='', die_at=''):
   """(exit status, output) of the claim's run in a process of its own."""
-  environment = dict(
-    os.environ,
-    # These programs run for a moment; compiling them is most of what they cost.
-    XLA_FLAGS='--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true',
+  return programs.run_script(
+    SCRIPT,
+    [at / 'claim', at / 'digits', stop_at, die_at],
     JAX_COMPILATION_CACHE_DIR=str(at / 'cache'),
     JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
   )
-  done = subprocess.run(
-    [sys.executable, '-c', SCRIPT, str(at / 'claim'), str(at / 'digits'), stop_at, die_at],
-    env=environment,
-    cwd=ROOT,
-    text=True,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-  )
-  return done.returncode, done.stdout
 
 
 def finished(workdir):
