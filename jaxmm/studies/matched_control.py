@@ -3,19 +3,21 @@
 Any worse tokenizer is easier to model, so a method that worsens reconstruction must be compared
 with what the same loss of detail buys without it. Detail is taken away by one whole number of the
 tokenizer's run config, its size: width of the network, codes of the codebook. Baselines with the
-sizes of a ladder are trained on one seed, and the control's size is interpolated between them,
-linear in the logarithm of the size.
+sizes of a ladder are trained, and the control's size is interpolated between their errors, linear
+in the logarithm of the size.
 
-Every tokenizer of the search spends the training FLOPs of the arms, as the control itself will: a
-smaller one takes more steps. So a size of the ladder is, on this seed, the very control it stands
-for, and what is interpolated is what equal compute makes of a size.
+Every tokenizer of the search is trained as long as the control itself will be, so that a size of
+the ladder is, on its seed, the very control it stands for. How long is a choice. At equal `flops` a
+smaller network takes more steps; where runs are short that can make it the better one, and nothing
+is degraded. At equal `steps` it sees the same rows as often and is only smaller.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,9 @@ class MatchedControl:
     like: the arm whose reconstruction error it is to have.
     setting: where the size stands in the tokenizer's run config, such as 'model.vqgan.channels'.
     ladder: sizes, besides that of `of`, that are trained to interpolate between.
+    equal: what it spends as much of as `like`: training 'flops' or 'steps'.
+    search_seeds: on how many of the study's seeds, from the first, the ladder is trained; the mean
+      of the errors counts.
     multiple: the size that is found is rounded down to a multiple of it.
     must_answer: False where a search that finds nothing is no reason to stop (a control that is
       shown but decides nothing): the control then gets the size of the ladder whose error is
@@ -47,20 +52,25 @@ class MatchedControl:
   like: str
   setting: str
   ladder: tuple[int, ...]
+  equal: str = 'flops'
+  search_seeds: int = 1
   multiple: int = 1
   must_answer: bool = True
 
 
 def add_search(
-  study: Study, control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]], seed: int
+  study: Study,
+  control: MatchedControl,
+  tokenizers: Mapping[str, Mapping[str, Any]],
+  seeds: Sequence[int],
 ) -> None:
   """Adds the stages that find a control's size; the last one, called after it, has it as `size`.
 
   Args:
     study: gets the tokenizers of both arms (if it does not have them) and of the ladder.
     control: how it is made.
-    tokenizers: `{arm: run config}`, at equal FLOPs.
-    seed: on which the search is trained.
+    tokenizers: `{arm: run config}`.
+    seeds: of the study; the search takes the first of them.
 
   Raises:
     ConfigError: an arm that is not there, a ladder that does not lead down, or a size that may come
@@ -68,19 +78,24 @@ def add_search(
   """
   _check(control, tokenizers)
   full = size_of(tokenizers[control.of], control.setting)
-  names: dict[Any, str] = {
-    arm: two_stage.add_tokenizer(study, tokenizers[arm], seed, arm)
-    for arm in (control.of, control.like)
-  }
-  for size in control.ladder:
-    config = degraded(control, tokenizers, size)
-    names[size] = two_stage.add_tokenizer(study, config, seed, f'search-{control.arm}-{size}')
+  names: dict[Any, list[str]] = {}  # of an arm or a size, the stages on all seeds
+  for seed in seeds[: control.search_seeds]:
+    for arm in (control.of, control.like):
+      name = two_stage.add_tokenizer(study, tokenizers[arm], seed, arm)
+      names.setdefault(arm, []).append(name)
+    for size in control.ladder:
+      config = degraded(control, tokenizers, size)
+      name = two_stage.add_tokenizer(study, config, seed, f'search-{control.arm}-{size}')
+      names.setdefault(size, []).append(name)
+
+  def mean_error(which) -> float:
+    return statistics.fmean(study.result(name)['mse'] for name in names[which])
 
   def search(path) -> dict[str, Any]:
     del path
-    errors = {size: study.result(names[size])['mse'] for size in control.ladder}
-    errors[full] = study.result(names[control.of])['mse']
-    target, reason = study.result(names[control.like])['mse'], ''
+    errors = {size: mean_error(size) for size in control.ladder}
+    errors[full] = mean_error(control.of)
+    target, reason = mean_error(control.like), ''
     try:
       size = interpolated_size(errors, target, control.multiple)
     except ConfigError as error:
@@ -89,16 +104,15 @@ def add_search(
       size, reason = min(control.ladder, key=lambda s: abs(errors[s] - target)), str(error)
     shown = {str(s): errors[s] for s in sorted(errors, reverse=True)}
     found = {'setting': control.setting, 'size': size, 'errors': shown, 'target': target}
-    study.echo(f'  {remark(control.arm, found | {"reason": reason})}')
-    return found | {'reason': reason}
+    found |= {'reason': reason, 'seeds': len(names[control.like])}
+    study.echo(f'  {remark(control.arm, found)}')
+    return found
 
   settings = dataclasses.asdict(control)
+  trained = tuple(name for group in names.values() for name in group)
   study.add(
-    Stage(
-      control.arm, search, settings, tuple(names.values()),
-      title=f'control {control.arm}: size', cost=0.1,
-    )
-  )  # fmt: skip
+    Stage(control.arm, search, settings, trained, title=f'control {control.arm}: size', cost=0.1)
+  )
 
 
 def _check(control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]]) -> None:
@@ -110,8 +124,11 @@ def _check(control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]])
       )
   if arm in tokenizers:
     raise ConfigError(f'control {arm} is called as an arm of the claim; choose another name')
-  if control.multiple < 1:
-    raise ConfigError(f'control {arm}: multiple is {control.multiple}, expected at least 1')
+  if control.equal not in ('flops', 'steps'):
+    raise ConfigError(f'control {arm}: equal is {control.equal!r}, expected flops or steps')
+  for name in ('multiple', 'search_seeds'):
+    if getattr(control, name) < 1:
+      raise ConfigError(f'control {arm}: {name} is {getattr(control, name)}, expected at least 1')
   full = size_of(tokenizers[control.of], control.setting)
   ladder = control.ladder
   if not ladder or len(set(ladder)) < len(ladder) or not 0 < min(ladder) <= max(ladder) < full:
@@ -131,9 +148,12 @@ def _check(control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]])
 def degraded(
   control: MatchedControl, tokenizers: Mapping[str, Mapping[str, Any]], size: int
 ) -> dict[str, Any]:
-  """The control's run config for a size, at the training FLOPs of the arm that it is to be like."""
+  """The control's run config for a size, as long as the arm that it is to be like."""
   config = with_size(tokenizers[control.of], control.setting, size)
-  return two_stage.at_equal_flops(config, tokenizers[control.like])
+  like = tokenizers[control.like]
+  if control.equal == 'steps':
+    return dict(config, steps=like['steps'])
+  return two_stage.at_equal_flops(config, like)
 
 
 def size_of(config: Mapping[str, Any], setting: str) -> int:
@@ -192,8 +212,12 @@ def remark(arm: str, found: Mapping[str, Any]) -> str:
   errors = ', '.join(f'{error:.4g} at {size}' for size, error in found['errors'].items())
   said = (
     f'Control {arm} has {found["setting"]}={found["size"]}: the search for an error of '
-    f'{found["target"]:.4g} found {errors}.'
+    f'{found["target"]:.4g} ({_seeds(found["seeds"])}) found {errors}.'
   )
   if not found['reason']:
     return said
   return f'{said} No size answers ({found["reason"]}), so this is the nearest of the ladder.'
+
+
+def _seeds(number: int) -> str:
+  return 'one seed' if number == 1 else f'mean of {number} seeds'

@@ -36,13 +36,13 @@ def test_the_plan_is_said_whole_before_the_controls_are_known(claim, tmp_path):
   assert crt['model']['vqgan'] == baseline['model']['vqgan'] and crt['data'] == baseline['data']
   flops = arm_flops(two_stage.budgets(plan))
   assert flops['crt'] == pytest.approx(flops['baseline'], rel=1e-3)
-  # A tokenizer of each arm, two narrower ones, two smaller codebooks, two interpolations; the rest
-  # is foreseen.
-  assert len(study.stages) == 8
+  # On three seeds a tokenizer of each arm and two narrower ones; on one two smaller codebooks; two
+  # interpolations; the rest is foreseen.
+  assert len(study.stages) == 16
   text = study.plan_text()
-  assert ': 55 stages, 0 of them done; to do:' in text
+  assert ': 59 stages, 0 of them done; to do:' in text
   for line in (
-    'seed 1, arm search-narrow-12: tokenizer',
+    'seed 3, arm search-narrow-12: tokenizer',
     'seed 1, arm search-few_codes-32: tokenizer',
     'control narrow: size',
     'seed 3, arm narrow: tokenizer, codes of the data, image model, samples',

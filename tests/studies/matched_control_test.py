@@ -57,6 +57,8 @@ def tokenizers():
     ({'ladder': ()}, 'expected different sizes'),
     ({'ladder': (32, 6), 'multiple': 4}, r'\(32, 6\), expected multiples of 4'),
     ({'multiple': 0}, 'multiple is 0'),
+    ({'search_seeds': 0}, 'search_seeds is 0'),
+    ({'equal': 'step'}, "equal is 'step', expected flops or steps"),
     ({'like': 'crtt'}, "arm 'crtt', but there are baseline, crt"),
     ({'arm': 'crt'}, 'called as an arm of the claim'),
     ({'setting': 'model.vqgan.chanels'}, 'no key .*did you mean .*model.vqgan.channels'),
@@ -69,7 +71,7 @@ def test_a_search_that_cannot_find_anything_is_refused(tmp_path, tokenizers, cha
   control = {'arm': 'few', 'of': 'baseline', 'like': 'crt', 'setting': CODES, 'ladder': (32,)}
   study = Study(tmp_path)
   with pytest.raises(ConfigError, match=said):
-    add_search(study, MatchedControl(**control | changes), tokenizers, seed=0)
+    add_search(study, MatchedControl(**control | changes), tokenizers, seeds=(0,))
   assert not study.stages
 
 
@@ -92,16 +94,17 @@ def search(directory, monkeypatch, tokenizers, errors, **options):
 
   def train(config, path, echo):
     sizes = [matched_control.size_of(config, setting) for setting in (WIDTH, CODES)]
-    return {'mse': errors['crt' if 'regularizer' in config['model'] else tuple(sizes)]}
+    error = errors['crt' if 'regularizer' in config['model'] else tuple(sizes)]
+    return {'mse': error + (0.01 if config['seed'] == 5 else 0.0)}
 
   monkeypatch.setattr(two_stage, 'train_and_measure', train)
   lines = []
   study = Study(directory, lines.append)
   for control in (
     MatchedControl('few', 'baseline', 'crt', CODES, (32, 8), **options),
-    MatchedControl('narrow', 'baseline', 'crt', WIDTH, (8,), multiple=8),
+    MatchedControl('narrow', 'baseline', 'crt', WIDTH, (8,), 'steps', search_seeds=2, multiple=8),
   ):
-    add_search(study, control, tokenizers, seed=4)
+    add_search(study, control, tokenizers, seeds=(4, 5))
   results = study.run()
   json.dumps(results, allow_nan=False)
   return {arm: results[arm] for arm in ('few', 'narrow')}, lines
@@ -114,9 +117,13 @@ def test_two_searches_share_what_both_need(tmp_path, monkeypatch, tokenizers):
   assert found['few']['errors'] == {'128': 0.04, '32': 0.06, '8': 0.08}
   trained = sorted(path.parent.name for path in tmp_path.glob('seed-4/*/tokenizer'))
   assert trained == ['baseline', 'crt', 'search-few-32', 'search-few-8', 'search-narrow-8']
-  assert '7 stages' in lines[0]
+  assert '10 stages' in lines[0]  # and three tokenizers of the other seed
+  assert found['narrow']['errors'] == pytest.approx({'16': 0.045, '8': 0.075})
+  assert found['narrow']['target'] == pytest.approx(0.055)
   said = matched_control.remark('few', found['few'])
   assert said.startswith(f'Control few has {CODES}=64: ') and '0.06 at 32' in said
+  assert '(one seed)' in said
+  assert '(mean of 2 seeds)' in matched_control.remark('narrow', found['narrow'])
   assert any(said in line for line in lines)
 
 

@@ -14,11 +14,12 @@ from jaxmm.studies.stages import read_records
 from jaxmm.studies.verdict import Verdict, judge
 from tests import programs, tiny_claim
 
-# The reference; two searches: a degraded tokenizer and an answer each; four arms on three seeds.
-STAGES = 1 + 4 + 48
+# The reference; a degraded tokenizer on three seeds, one on one, two answers; four arms on three
+# seeds.
+STAGES = 1 + 3 + 1 + 2 + 48
 # Before the second seed's CRT has an image model: the searches and both arms' tokenizers for them,
-# the reference, the rest of the first seed, the second seed's baseline, a tokenizer and its codes.
-DONE = 6 + 1 + 14 + 4 + 2
+# the reference, the rest of the first seed and of the second's baseline, the codes of its CRT.
+DONE = 6 + 6 + 1 + 14 + 3 + 1
 # Interrupted before the stage that `stop_at` names; run again, killed before that of `die_at`.
 SCRIPT = """
 import os, pathlib, signal, sys
