@@ -1,4 +1,4 @@
-"""Whichever way the kernel's gradient is computed, it is the convolution's."""
+"""Whichever way the convolution and its gradients are computed, they are the convolution's."""
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +49,11 @@ def test_bands_sum_to_the_native_gradient(shape, kernel, stride, padding, monkey
     ((2, 128, 128, 4, 5), 2, DOWN, 'banded'),
     ((2, 16, 12, 16, 3), 1, SAME, 'banded'),
     ((2, 16, 12, 16, 3), 1, ((2, 0), (1, 1)), 'banded'),
+    ((1, 32, 32, 64, 256), 1, SAME, 'banded'),
+    ((2, 5, 6, 256, 257), 1, SAME, 'banded'),
+    ((2, 5, 6, 257, 256), 1, ((2, 0), (0, 2)), 'banded'),
+    ((2, 3, 4, 256, 256), 1, ((1, 0), (0, 0)), 'banded'),
+    ((2, 6, 6, 256, 256), 2, DOWN, 'native'),
   ],
 )
 def test_every_way_that_is_chosen_is_the_native_gradient(shape, stride, padding, way, monkeypatch):
@@ -59,10 +64,14 @@ def test_every_way_that_is_chosen_is_the_native_gradient(shape, stride, padding,
   )
   x, k, grad = arrays(*shape, 3, stride, padding)
 
-  def gradients(conv):
-    return jax.jit(lambda x, k: jax.vjp(lambda *a: conv(*a, stride, padding), x, k)[1](grad))(x, k)
+  def everything(conv):
+    def run(x, k):
+      y, vjp = jax.vjp(lambda *a: conv(*a, stride, padding), x, k)
+      return y, *vjp(grad)
 
-  for ours, native in zip(gradients(convolution.conv), gradients(convolution.native)):
+    return jax.jit(run)(x, k)
+
+  for ours, native in zip(everything(convolution.conv), everything(convolution.native)):
     np.testing.assert_allclose(ours, native, atol=1e-5 * float(jnp.abs(native).max()))
   assert (taken or ['native']) == [way]
 
