@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jaxmm
 from jaxmm.config import ConfigError, RunError
+from jaxmm.train.memory import keep_freed_memory
 
 # A disk that is full, over its quota or read-only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if rest and not getattr(options, 'takes_overrides', False):
     parser.error(f'{options.verb} takes no --config.* settings, got {" ".join(rest)}')
   options.overrides = rest
+  if argv is None:  # the command itself, not a call from another program
+    keep_freed_memory()
   try:
     return options.run(options) or 0
   except (ConfigError, RunError, OSError) as error:

@@ -1,4 +1,7 @@
-"""jaxmm's side of the comparisons with LlamaGen; the works are those of `peer_llamagen.py`."""
+"""jaxmm's side of the comparisons with LlamaGen; the works are those of `peer_llamagen.py`.
+
+It keeps freed memory as the command `jaxmm` does.
+"""
 
 import harness
 
@@ -13,6 +16,9 @@ from jaxmm.core.decoding import SamplingConfig  # noqa: E402
 from jaxmm.models import image_lm  # noqa: E402
 from jaxmm.task import example_keys  # noqa: E402
 from jaxmm.tokenizers import vqgan  # noqa: E402
+from jaxmm.train.memory import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
 
 
 def vq_train(options):

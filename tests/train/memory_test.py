@@ -1,0 +1,43 @@
+"""Freed memory stays with the process, where that can be had and is not decided otherwise."""
+
+import sys
+
+import pytest
+
+from jaxmm.train import memory
+from tests import programs
+
+# Resident memory, in MiB, while 256 MiB are held and after they are freed.
+SCRIPT = """
+import pathlib, sys
+import numpy as np
+from jaxmm.train.memory import keep_freed_memory
+
+def resident():
+  return int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * 4096 // 2**20
+
+kept = sys.argv[1] == 'keep' and keep_freed_memory({})
+before = resident()
+array = np.ones(2**26, np.float32)
+held = resident() - before
+del array
+print('kept', kept, 'held', held, 'left', resident() - before)
+"""
+
+
+@pytest.mark.parametrize('wish', ['keep', 'leave'])
+def test_what_is_freed_is_kept_only_if_asked(wish):
+  status, said = programs.run_script(SCRIPT, [wish])
+  assert status == 0, said
+  words = said.split()
+  held, left = int(words[words.index('held') + 1]), int(words[words.index('left') + 1])
+  assert held > 240
+  if sys.platform == 'linux' and 'kept True' in said:
+    assert left > 240
+  else:
+    assert left < 16
+
+
+def test_a_choice_that_was_made_is_left_alone():
+  assert not memory.keep_freed_memory({'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'})
+  assert not memory.keep_freed_memory({'MALLOC_ARENA_MAX': '1'})
