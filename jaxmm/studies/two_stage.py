@@ -63,8 +63,8 @@ class TwoStage:
 
 
 def add_stages(study: Study, plan: TwoStage) -> None:
-  """Adds all stages of the plan: for each seed and arm a tokenizer, its tokens, an image model, its
-  measures.
+  """Adds all stages of the plan: for each seed and arm a tokenizer, its reconstructions, its
+  tokens, an image model, its samples.
   """
   first = next(iter(plan.tokenizers.values()))
   study.add(
@@ -114,6 +114,16 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
       (f'{at}/tokenizer',),
       title=f'{title}: codes of the data',
       cost=20.0,
+    )
+  )
+  study.add(
+    Stage(
+      f'{at}/reconstructions',
+      lambda path: _reconstruct(study, plan, at),
+      _feature_settings(plan) | {'num': plan.num_samples},
+      (f'{at}/tokenizer', 'reference'),
+      title=f'{title}: reconstructions',
+      cost=15.0,
     )
   )
   full = stage_two(model, tokenizer, study.path(f'{at}/tokens'))
@@ -193,6 +203,17 @@ def _write_tokens(
   return {f'{split}_images': len(store) for split, store in stores.items()}
 
 
+def _reconstruct(study: Study, plan: TwoStage, at: str) -> dict[str, Any]:
+  """How far reconstructions of training images are from them: the samples can hardly be nearer."""
+  tokenizer = loading.load(study.path(f'{at}/tokenizer'))
+  images = _training_images(tokenizer.config, plan.num_samples)
+  own = Features(plan, study.path('reference')).statistics(
+    tokenizer.decode(tokenizer.encode(images))
+  )
+  reference = FeatureStatistics.load(study.path('reference') / 'statistics.npz')
+  return {'frechet': frechet_distance(own, reference), 'images': len(images)}
+
+
 def _sample(study: Study, plan: TwoStage, at: str, seed: int, path: pathlib.Path) -> dict[str, Any]:
   model = loading.load(study.path(f'{at}/image_model'))
   labels = np.arange(plan.num_samples) % model.task.config.num_classes
@@ -217,17 +238,20 @@ def _feature_settings(plan: TwoStage) -> dict[str, Any]:
 def _write_reference(
   path: pathlib.Path, tokenizer: Mapping[str, Any], plan: TwoStage, echo: Echo
 ) -> dict[str, Any]:
-  """Feature statistics of training images as the tokenizer sees them, without randomness."""
-  # Evenly spaced records: folders and zips come sorted by class.
-  data = dict(tokenizer['data'], flip=False, max_records=plan.reference)
-  batches = run.make_batches(dict(tokenizer, eval_data=data), train=False, batch=100)
-  rows = [batch['image_BYXC'][batch['valid_B'] > 0] for batch in batches.once()]
-  images = np.concatenate(rows)
+  images = _training_images(tokenizer, plan.reference)
   echo(f'{len(images)} training images')
   if plan.features == 'components':
     np.savez(path / 'components.npz', **principal_components(images, plan.feature_size))
   Features(plan, path).statistics(images).save(path / 'statistics.npz')
   return {'images': len(images)}
+
+
+def _training_images(tokenizer: Mapping[str, Any], number: int) -> np.ndarray:
+  """Training images as the tokenizer sees them, without randomness, uint8 [N, Y, X, C]."""
+  # Evenly spaced records: folders and zips come sorted by class.
+  data = dict(tokenizer['data'], flip=False, max_records=number)
+  batches = run.make_batches(dict(tokenizer, eval_data=data), train=False, batch=100)
+  return np.concatenate([batch['image_BYXC'][batch['valid_B'] > 0] for batch in batches.once()])
 
 
 def principal_components(images: np.ndarray, number: int) -> dict[str, np.ndarray]:
@@ -285,7 +309,7 @@ def read_measurements(directory: str | os.PathLike) -> dict[str, dict[int, dict[
   return out
 
 
-_MEASURED = ('tokenizer', 'image_model', 'samples')
+_MEASURED = ('tokenizer', 'reconstructions', 'image_model', 'samples')
 
 
 def _measures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -295,6 +319,7 @@ def _measures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     'reconstruction_mse': results['tokenizer']['mse'],
     'bits_per_image': results['image_model']['bits_per_image'],
     'frechet': results['samples']['frechet'],
+    'reconstruction_frechet': results['reconstructions']['frechet'],
   }
 
 

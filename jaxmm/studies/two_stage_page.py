@@ -17,6 +17,7 @@ from jaxmm.studies.two_stage import TwoStage
 METRICS = {
   'bits_per_image': 'stage-2 bits an image (held out)',
   'frechet': 'Frechet distance of samples',
+  'reconstruction_frechet': 'Frechet distance of reconstructions',
   'reconstruction_mse': 'reconstruction error (MSE, images in [-1, 1])',
   'psnr': 'PSNR, dB',
   'code_perplexity': 'code perplexity',

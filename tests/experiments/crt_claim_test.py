@@ -40,13 +40,13 @@ def test_the_plan_is_said_whole_before_the_controls_are_known(claim, tmp_path):
   # interpolations; the rest is foreseen.
   assert len(study.stages) == 16
   text = study.plan_text()
-  assert ': 59 stages, 0 of them done; to do:' in text
+  assert ': 71 stages, 0 of them done; to do:' in text
   for line in (
     'seed 3, arm search-narrow-12: tokenizer',
     'seed 1, arm search-few_codes-32: tokenizer',
     'control narrow: size',
-    'seed 3, arm narrow: tokenizer, codes of the data, image model, samples',
-    'seed 3, arm few_codes: tokenizer, codes of the data, image model, samples',
+    'seed 3, arm narrow: tokenizer, codes of the data, reconstructions, image model, samples',
+    'seed 3, arm few_codes: tokenizer, codes of the data, reconstructions, image model, samples',
   ):
     assert f'\n  {line}' in text
   assert not list(tmp_path.iterdir())

@@ -64,17 +64,17 @@ def test_killed_in_two_stages_it_goes_on_and_says_the_same(tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   status, said = start(whole, pictures)
   assert status == 0, said[-3000:]
-  assert len(results(whole)) == 9  # the reference, and four stages of each arm
+  assert len(results(whole)) == 11  # the reference, and five stages of each arm
 
   status, said = start(killed, pictures, die_run=1, die_step=25)  # in the first image model
   assert status == -signal.SIGKILL, said[-3000:]
   done = {f: f.stat().st_mtime_ns for f in killed.rglob('result.json')}
-  assert len(done) == 3  # the reference, a tokenizer and its codes
+  assert len(done) == 4  # the reference, a tokenizer, its reconstructions and codes
   status, said = start(killed, pictures, die_run=1, die_step=38)  # in the second tokenizer
   assert status == -signal.SIGKILL, said[-3000:]
   status, said = start(killed, pictures)
   assert status == 0, said[-3000:]
-  assert said.count(': done before (') == 5
+  assert said.count(': done before (') == 6
   # The second tokenizer goes on from its checkpoint, its image model is new.
   assert any(f'trainings began at [{step}, 0]' in said for step in (20, 30))
   assert {f: f.stat().st_mtime_ns for f in done} == done
@@ -97,6 +97,6 @@ def test_the_arms_cost_the_same_and_differ_in_the_regularizer_alone(tmp_path):
   assert baseline['steps'] >= crt['steps']
   study = Study(tmp_path)
   two_stage.add_stages(study, plan)
-  stages = ('tokenizer', 'tokens', 'image_model', 'samples')
+  stages = ('tokenizer', 'reconstructions', 'tokens', 'image_model', 'samples')
   arms = {f'seed-0/{arm}/{stage}' for arm in ('baseline', 'crt') for stage in stages}
   assert set(study.stages) == arms | {'reference'}

@@ -16,10 +16,11 @@ from tests import programs, tiny_claim
 
 # The reference; a degraded tokenizer on three seeds, one on one, two answers; four arms on three
 # seeds.
-STAGES = 1 + 3 + 1 + 2 + 48
+STAGES = 1 + 3 + 1 + 2 + 60
 # Before the second seed's CRT has an image model: the searches and both arms' tokenizers for them,
-# the reference, the rest of the first seed and of the second's baseline, the codes of its CRT.
-DONE = 6 + 6 + 1 + 14 + 3 + 1
+# the reference, the rest of the first seed and of the second's baseline, reconstructions and codes
+# of its CRT.
+DONE = 6 + 6 + 1 + 18 + 4 + 2
 # Interrupted before the stage that `stop_at` names; run again, killed before that of `die_at`.
 SCRIPT = """
 import os, pathlib, signal, sys

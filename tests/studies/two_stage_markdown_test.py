@@ -22,12 +22,14 @@ def study(tmp_path):
       for stage, result in (
         ('tokenizer', of_tokenizer),
         ('image_model', {'bits_per_image': bits + seed}),
+        ('reconstructions', {'frechet': 20.0 + seed}),
         ('samples', {'frechet': 30.0 + seed}),
         ('samples.old-1234', {'frechet': 99.0}),
       ):
         record = {'seconds': 10.0, 'result': result}
         write_json(tmp_path / f'seed-{seed}/{arm}/{stage}/result.json', record)
   found = {'setting': 'a.codes', 'size': 77, 'errors': {'512': 0.04}, 'target': 0.05, 'reason': ''}
+  found['seeds'] = 1
   write_json(tmp_path / 'zero/result.json', {'seconds': 0.0, 'result': found})
   claim = Claim('crt', 'Better.', (BITS, SHOWN))
   verdict = judge(claim, two_stage.read_measurements(tmp_path))
@@ -36,15 +38,17 @@ def study(tmp_path):
 
 
 def test_the_tables_hold_the_numbers(study):
-  lines = two_stage_markdown.markdown(study).splitlines()
+  text = two_stage_markdown.markdown(study)
+  lines = text.splitlines()
   assert lines[0].startswith('**Reproduced**: 1 of 1 criteria hold, 0 fail, 0 stay open (seeds 1, ')
-  assert 'Control zero has a.codes=77: ' in lines[0] and 'took 4 min 30 s' in lines[0]
+  assert 'Control zero has a.codes=77: ' in lines[0] and 'took 6 min 00 s' in lines[0]
   # A bar in a cell would end it; arms come as the criteria name them.
   assert lines[4].startswith('| fewer   bits | 439 ± 1 (crt) | 462 ± 1 (base) | -23 |')
   assert lines[5].startswith('| than zero | 439 ± 1 (crt) | 402 ± 1 (zero) | 37 | 37 to 37 ')
   assert lines[5].endswith('| reported, not judged |')
   assert '1 more are reported, not judged.' in lines[0]
   assert '|  | base | crt | zero |' in lines
+  assert '| Frechet distance of reconstructions | 22 (21 to 23)' in text
   assert '| Frechet distance of samples | 32 (31 to 33) | 32 (31 to 33) | 32 (31 to 33) |' in lines
   widths = {line.count('|') for line in lines[2:6]}
   assert widths == {8}
