@@ -3,7 +3,8 @@
 Few rows make decoding a matter of reading weights. Blocks are unrolled, because a scan over stacked
 weights copies each slice at every token, and activations are feature-major, `W[out, in] @ h[in,
 rows]`, which streams weights two to three times as fast as `h @ W` on a CPU. `decode_layout` makes
-these parameters once, outside the compiled loop. Tested equal to `transformer.Stack`.
+these parameters once, outside the compiled loop. The cache holds keys with their positions last, so
+that a query runs along the memory of all keys. Tested equal to `transformer.Stack`.
 
 Axes: R rows (examples, twice with guidance), D width, N heads, K key/value heads, G = N / K, H head
 width, F hidden, S positions in the cache.
@@ -20,8 +21,11 @@ import jax.numpy as jnp
 from jaxmm.core import axes, layers, masks, positions
 from jaxmm.core.transformer import GATED, PLAIN, Context, StackConfig, unstacked
 
-# Of the cache's arrays [R, K, S, H].
-CACHE_AXES = (axes.BATCH, axes.ACT_HEADS, axes.LENGTH, None)
+# Of the cache's keys [R, K, H, S] and values [R, K, S, H].
+CACHE_AXES = (
+  (axes.BATCH, axes.ACT_HEADS, None, axes.LENGTH),
+  (axes.BATCH, axes.ACT_HEADS, axes.LENGTH, None),
+)
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 Layout = dict[str, Any]
 
@@ -82,22 +86,43 @@ def _fused(denses, config: StackConfig, names) -> Layout:
 
 
 def empty_cache(config: StackConfig, rows: int, length: int) -> Cache:
-  """A cache of zeros for `length` positions: (keys, values), each [R, K, S, H], for every block."""
-  shape = (rows, config.kv_heads, length, config.head_width)
-  zeros = lambda: axes.constrain(jnp.zeros(shape, config.dtype), *CACHE_AXES)
-  return tuple((zeros(), zeros()) for _ in range(config.depth))
+  """A cache of zeros for `length` positions: (keys [R, K, H, S], values [R, K, S, H]) a block."""
+  K, H = config.kv_heads, config.head_width
+  shapes = ((rows, K, H, length), (rows, K, length, H))
+
+  def zeros():
+    return tuple(
+      axes.constrain(jnp.zeros(shape, config.dtype), *names)
+      for shape, names in zip(shapes, CACHE_AXES)
+    )
+
+  return tuple(zeros() for _ in range(config.depth))
 
 
 def grown_cache(cache: Cache, length: int) -> Cache:
   """The cache with room for `length` positions (at least as many as now)."""
-  more = length - cache[0][0].shape[2]
-  pad = lambda a: axes.constrain(jnp.pad(a, ((0, 0), (0, 0), (0, more), (0, 0))), *CACHE_AXES)
-  return jax.tree.map(pad, cache) if more else cache
+  more = length - _positions(cache)
+  if not more:
+    return cache
+  none = (0, 0)
+  widths = ((none, none, none, (0, more)), (none, none, (0, more), none))
+
+  def grown(kv):
+    return tuple(
+      axes.constrain(jnp.pad(a, width), *names) for a, width, names in zip(kv, widths, CACHE_AXES)
+    )
+
+  return tuple(grown(kv) for kv in cache)
+
+
+def _positions(cache: Cache) -> int:
+  return cache[0][1].shape[2]
 
 
 def cache_of(kv: tuple[jax.Array, jax.Array], config: StackConfig, length: int) -> Cache:
   """The cache after a prompt, from the keys and values of `Stack(return_kv=True)`."""
-  keys, values = (jnp.swapaxes(a, 2, 3).astype(config.dtype) for a in kv)
+  keys, values = (a.astype(config.dtype) for a in kv)  # [depth, R, S, K, H]
+  keys, values = jnp.moveaxis(keys, 2, 4), jnp.swapaxes(values, 2, 3)
   return grown_cache(tuple(zip(keys, values)), length)
 
 
@@ -114,7 +139,7 @@ def context_cache(
     k, v = (_projected(tokens, block['cross'][name], config) for name in ('key', 'value'))
     if 'key_norm' in block['cross']:
       k = layers.rms_norm(k, block['cross']['key_norm']['scale'], config.norm_eps)
-    out.append((k, v))
+    out.append((jnp.swapaxes(k, 2, 3), v))
   return tuple(out)
 
 
@@ -152,7 +177,7 @@ def decode_step(
     hidden_DR after the final norm, and the cache with this position filled.
   """
   x_DR = x_DR.astype(config.dtype)
-  num_keys = cache[0][0].shape[2]
+  num_keys = _positions(cache)
   key_S = jnp.arange(num_keys)
   allowed = key_S[None] <= position
   if mask is not None:
@@ -203,12 +228,12 @@ def _self_attention(block, config: StackConfig, h_DR, kv, position, allowed_RS, 
     cos, sin = (jnp.atleast_2d(jnp.squeeze(t, -2)).T for t in (rotary.cos, rotary.sin))
     q = positions.rotated(q, cos, sin, config.rotary, axis=1)
     k = positions.rotated(k, cos, sin, config.rotary, axis=1)
-  place = (0, 0, position, 0)
   keys, values = (
-    axes.constrain(
-      jax.lax.dynamic_update_slice(old, jnp.moveaxis(new, 2, 0)[:, :, None], place), *CACHE_AXES
+    axes.constrain(jax.lax.dynamic_update_slice(old, new, place), *names)
+    for old, new, place, names in (
+      (kv[0], jnp.moveaxis(k, 2, 0)[..., None], (0, 0, 0, position), CACHE_AXES[0]),
+      (kv[1], jnp.moveaxis(v, 2, 0)[:, :, None], (0, 0, position, 0), CACHE_AXES[1]),
     )
-    for old, new in zip(kv, (k, v))
   )
   return _attended(block['out'], config, q, keys, values, allowed_RS), (keys, values)
 
@@ -218,15 +243,15 @@ def _cross_attention(block, config: StackConfig, h_DR, kv, valid_RS):
   q = _linear(block['query'], h_DR).reshape(N, H, R)
   if config.qk_norm:
     q = layers.rms_norm(q, block['query_norm'][:, None], config.norm_eps, axis=1)
-  allowed = jnp.ones((1, kv[0].shape[2]), bool) if valid_RS is None else valid_RS
+  allowed = jnp.ones((1, kv[1].shape[2]), bool) if valid_RS is None else valid_RS
   return _attended(block['out'], config, q, *kv, allowed)
 
 
-def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKSH, values_RKSH, allowed_RS):
+def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKHS, values_RKSH, allowed_RS):
   (N, H, R), K = q_NHR.shape, config.kv_heads
   scale = H**-0.5 if config.attention_scale is None else config.attention_scale
   q_RKGH = jnp.moveaxis(q_NHR, 2, 0).reshape(R, K, N // K, H)
-  logits = jnp.einsum('RKGH,RKSH->RKGS', q_RKGH, keys_RKSH, preferred_element_type=jnp.float32)
+  logits = jnp.einsum('RKGH,RKHS->RKGS', q_RKGH, keys_RKHS, preferred_element_type=jnp.float32)
   allowed = allowed_RS[:, None, None]
   weights = jax.nn.softmax(jnp.where(allowed, logits * scale, _HIDDEN), axis=-1)
   weights = jnp.where(allowed, weights, 0.0).astype(values_RKSH.dtype)

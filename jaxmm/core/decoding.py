@@ -126,18 +126,17 @@ def next_ids(
 
 
 def bucket_lengths(first: int, last: int, smallest: int = 64) -> list[int]:
-  """Cache lengths for positions `first` up to and including `last`: doubling, the last one exact.
+  """Cache lengths for positions `first` up to and including `last`: 1, 2, 3, 4, 6, 8, 12, ... times
+  `smallest`, the last one exact.
 
   A step reads the whole cache it is given, so short caches first save half of that; each length is
   compiled once more.
   """
-  lengths, size = [], smallest
-  while size <= first:
-    size *= 2
-  while size < last + 1:
-    lengths.append(size)
-    size *= 2
-  return [*lengths, last + 1]
+  lengths, double = [smallest], 2 * smallest
+  while double <= last:
+    lengths += [double, double // 2 * 3]
+    double *= 2
+  return [*(length for length in lengths if first < length <= last), last + 1]
 
 
 def generate(

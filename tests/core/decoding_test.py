@@ -109,9 +109,12 @@ def test_the_loop_feeds_every_token_back_in_order_whatever_the_buckets(guidance)
   assert grown == [4, 7, 12, 12]
 
 
-def test_bucket_lengths_double_and_end_exactly():
-  assert decoding.bucket_lengths(1, 255) == [64, 128, 256]
-  assert decoding.bucket_lengths(100, 299) == [128, 256, 300]
+def test_bucket_lengths_grow_and_end_exactly():
+  assert decoding.bucket_lengths(1, 255) == [64, 128, 192, 256]
+  assert decoding.bucket_lengths(100, 299) == [128, 192, 256, 300]
+  assert decoding.bucket_lengths(128, 1000) == [192, 256, 384, 512, 768, 1001]
+  assert decoding.bucket_lengths(1, 64) == [64, 65]
+  assert decoding.bucket_lengths(1, 63) == decoding.bucket_lengths(63, 63) == [64]
   assert decoding.bucket_lengths(1, 15) == [16]
 
 
