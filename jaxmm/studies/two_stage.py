@@ -315,11 +315,13 @@ _MEASURED = ('tokenizer', 'reconstructions', 'image_model', 'samples')
 def _measures(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
   """The metrics of one arm and seed, from the results of its stages."""
   of_tokenizer = {m: results['tokenizer'][m] for m in ('psnr', 'code_perplexity', 'code_usage')}
+  samples, rebuilt = (results[stage]['frechet'] for stage in ('samples', 'reconstructions'))
   return of_tokenizer | {
     'reconstruction_mse': results['tokenizer']['mse'],
     'bits_per_image': results['image_model']['bits_per_image'],
-    'frechet': results['samples']['frechet'],
-    'reconstruction_frechet': results['reconstructions']['frechet'],
+    'frechet': samples,
+    'reconstruction_frechet': rebuilt,
+    'generation_gap': samples - rebuilt,
   }
 
 

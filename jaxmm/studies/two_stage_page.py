@@ -18,6 +18,7 @@ METRICS = {
   'bits_per_image': 'stage-2 bits an image (held out)',
   'frechet': 'Frechet distance of samples',
   'reconstruction_frechet': 'Frechet distance of reconstructions',
+  'generation_gap': "of the samples' distance, lost by generating",
   'reconstruction_mse': 'reconstruction error (MSE, images in [-1, 1])',
   'psnr': 'PSNR, dB',
   'code_perplexity': 'code perplexity',

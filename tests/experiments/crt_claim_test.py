@@ -68,7 +68,8 @@ def test_scaling_a_run_scales_its_ramp_and_warmup(claim, tmp_path):
 
 def test_the_narrow_control_decides_and_fewer_codes_are_reported(claim):
   assert claim.CLAIM.judged_arms() == {'baseline', 'crt', 'narrow'}
-  shown = [c for c in claim.CLAIM.criteria if c.is_reported]
+  gap, *shown = [c for c in claim.CLAIM.criteria if c.is_reported]
+  assert gap.metric == 'generation_gap' and (gap.arm, gap.against) == ('crt', 'baseline')
   assert all('few_codes' in (c.arm, c.against) for c in shown)
   # Both controls are asked the same.
   fields = lambda c: (c.metric, c.arm, c.against, c.claimed, c.threshold, c.compare, c.test)

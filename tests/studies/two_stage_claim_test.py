@@ -103,7 +103,7 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   assert again.to_json() == verdict and again.text() in said
   assert Verdict.from_json(verdict).to_json() == verdict
   page = (workdir / 'report.html').read_text()
-  assert said.count('reported, not judged') == 4 == page.count('reported, not judged')
+  assert said.count('reported, not judged') == 5 == page.count('reported, not judged')
 
   text = two_stage_markdown.markdown(workdir)
   assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()} Control few_codes')
