@@ -12,13 +12,13 @@ import ctypes
 import os
 from collections.abc import Mapping
 
-# Of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_NEVER = 2**31 - 1
+# Of glibc's malloc.h. One arena, because those of threads hold no large array; no array in a
+# mapping of its own, which ends with it; and the end of the heap is never given back.
+_SETTINGS = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0), 'M_TRIM_THRESHOLD': (-1, -1)}
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
-  """Lets this process keep what it frees; whether it does.
+  """Lets this process keep what it frees; whether it does. Call it before threads are started.
 
   False where the C library is not glibc, or where `environment` already says how malloc is to
   behave (GLIBC_TUNABLES, MALLOC_*): then nothing is changed.
@@ -31,4 +31,5 @@ def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     mallopt = library.mallopt
   except (AttributeError, OSError, TypeError):  # no such function; no such library (Windows)
     return False
-  return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+  taken = [mallopt(name, value) for name, value in _SETTINGS.values()]
+  return all(taken)
