@@ -9,6 +9,8 @@ import pytest
 from jaxmm.config import ConfigError
 from jaxmm.tokenizers import crt
 from jaxmm.tokenizers.crt import CausalRegularizer, RegularizerConfig
+from jaxmm.tokenizers.quantizer import Quantizer, QuantizerConfig
+from jaxmm.tokenizers.vqgan import VqganOutput
 
 GRID, L, D = (2, 3), 6, 4
 
@@ -103,10 +105,39 @@ def test_diagnostics_tell_constant_latents_from_varied_ones():
   np.testing.assert_allclose(out['latent_std'], [x[0].std(0).mean(), 0], rtol=1e-5, atol=1e-6)
 
 
+def test_each_latent_is_the_tensor_it_names():
+  quantizer = Quantizer(QuantizerConfig(codes=16, width=D))
+  z_BYXD, features_BYXC = latents(0, 2, *GRID, D), latents(1, 2, *GRID, 3)
+  z_BLD = z_BYXD.reshape(2, L, D)
+  params = quantizer.init(jax.random.key(0), z_BLD)
+  codes = quantizer.bind(params).codes()
+
+  def chosen(latent, z_BLD):
+    quantized = quantizer.apply(params, z_BLD)
+    out = VqganOutput(None, quantized, z_BLD.reshape(z_BYXD.shape), features_BYXC, None)
+    return crt.latent_of(RegularizerConfig(latent=latent), out)
+
+  unit = z_BLD / np.linalg.norm(z_BLD, axis=-1, keepdims=True)
+  nearest = codes[quantizer.apply(params, z_BLD).ids_BL]
+  for latent, expected in (
+    ('normalized', unit),
+    ('projected', z_BLD),
+    ('features', features_BYXC.reshape(2, L, 3)),
+    ('quantized', nearest),
+  ):
+    np.testing.assert_allclose(chosen(latent, z_BLD), expected, atol=1e-6)
+  # What pulls at the codes reaches the encoder as if it pulled at the latents.
+  pull = latents(2, 2, L, D)
+  pulled = lambda z_BLD, latent: jnp.vdot(pull, chosen(latent, z_BLD))
+  grads = [jax.grad(pulled)(z_BLD, latent) for latent in ('quantized', 'normalized')]
+  np.testing.assert_allclose(*grads, atol=1e-6)
+  assert np.abs(grads[0]).max() > 0.1
+
+
 def test_unusable_settings_are_named(learned):
   for settings, message in (
     ({'ramp': 'exp'}, 'regularizer.ramp is'),
-    ({'latent': 'quantized'}, 'regularizer.latent is'),
+    ({'latent': 'codes'}, 'regularizer.latent is'),
     ({'width': 30, 'heads': 2}, 'multiple of 4'),
     ({'weight': -1.0}, 'regularizer.weight'),
   ):
