@@ -187,7 +187,8 @@ def _add_budget(out: page.Page, plan: TwoStage) -> None:
   out.add_section(
     'Compute',
     page.table(head, rows),
-    intro='Planned training FLOPs; a multiply-add counts as two. The tokenizers cost the same.',
+    intro='Planned training FLOPs; a multiply-add counts as two. Only a control that is smaller on '
+    'purpose, in as many steps, costs less.',
   )
 
 

@@ -139,7 +139,7 @@ def latent_of(config: RegularizerConfig, output: VqganOutput) -> jax.Array:
   if config.latent == 'normalized':
     return output.quantized.latent_BLD
   if config.latent == 'quantized':
-    return output.quantized.z_BLD.astype(jnp.float32)
+    return output.quantized.through_BLD
   maps = output.z_BYXD if config.latent == 'projected' else output.features_BYXC
   return maps.reshape(maps.shape[0], -1, maps.shape[-1]).astype(jnp.float32)
 

@@ -102,6 +102,7 @@ class Quantized:
     z_BLD: the codes, with the gradient of the latents (straight-through), in the input's dtype.
     latent_BLD: the float32 latents as they were compared with the codes (normalised if the codes
       are).
+    through_BLD: `z_BLD` in float32.
     ids_BL: int32.
     codebook_error_BL: mean over D of (code - stop_gradient(latent))^2, unweighted.
     commitment_error_BL: mean over D of (stop_gradient(code) - latent)^2, unweighted.
@@ -112,6 +113,7 @@ class Quantized:
 
   z_BLD: jax.Array
   latent_BLD: jax.Array
+  through_BLD: jax.Array
   ids_BL: jax.Array
   codebook_error_BL: jax.Array
   commitment_error_BL: jax.Array
@@ -257,6 +259,7 @@ class Quantizer(nn.Module):
     return Quantized(
       z_BLD=through_BLD.astype(z_BLD.dtype),
       latent_BLD=latent_BLD,
+      through_BLD=through_BLD,
       ids_BL=ids_BL,
       codebook_error_BL=jnp.mean((code_BLD - fixed(latent_BLD)) ** 2, axis=-1),
       commitment_error_BL=jnp.mean((fixed(code_BLD) - latent_BLD) ** 2, axis=-1),
