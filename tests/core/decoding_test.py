@@ -70,6 +70,33 @@ def test_draws_follow_the_distribution_and_the_example(logits):
   assert np.any(decoding.next_ids(rows, 4, keys, config) != ids)
 
 
+def test_drawn_is_the_inverse_of_the_cumulative_distribution():
+  weights = np.random.default_rng(0).exponential(size=(1, 300)) ** 4
+  weights[:, 40:200] = 0  # a block of 128 in part, and none left of another
+  blocks = np.pad(weights, ((0, 0), (0, 84))).reshape(3, 128)
+  u = np.stack(np.meshgrid(np.linspace(0, 0.999, 40), np.linspace(0, 0.999, 50)), -1).reshape(-1, 2)
+  block = np.searchsorted(np.cumsum(blocks.sum(1)), u[:, 0] * weights.sum(), side='right')
+  upto = np.cumsum(blocks, axis=1)[block]
+  expected = block * 128 + np.sum(upto <= u[:, 1:] * upto[:, -1:], axis=1)
+  with np.errstate(divide='ignore'):
+    logits = jnp.asarray(np.log(np.repeat(weights, len(u), 0)) + 7, jnp.float32)
+  ids = np.asarray(decoding.drawn(logits, jnp.asarray(u, jnp.float32)))
+  assert np.mean(ids == expected) > 0.995  # the others lie on a border, within rounding
+  assert np.max(np.abs(ids - expected)) <= 160 + 1 and weights[0, ids].min() > 0
+
+
+def test_drawn_never_takes_a_token_without_weight():
+  rng = np.random.default_rng(1)
+  logits = rng.standard_normal((2000, 515)).astype(np.float32) * 10
+  logits[rng.random(logits.shape) < 0.9] = -np.inf
+  logits[:, 7] = 0.0
+  edge = np.float32(1) - np.float32(2**-24)
+  for u in (0.0, edge, None):
+    numbers = rng.random((2000, 2)) if u is None else np.full((2000, 2), u)
+    ids = np.asarray(decoding.drawn(jnp.asarray(logits), jnp.asarray(numbers, jnp.float32)))
+    assert np.isfinite(np.take_along_axis(logits, ids[:, None], 1)).all()
+
+
 @pytest.mark.parametrize('guidance', [1.0, 2.0])
 def test_the_loop_feeds_every_token_back_in_order_whatever_the_buckets(guidance):
   config = SamplingConfig(greedy=True, guidance_scale=guidance)
