@@ -69,8 +69,11 @@ def tokenizer(is_regularized: bool) -> ConfigDict:
   )
   if is_regularized:
     # The paper's 4.0 belongs to a loss with LPIPS and GAN terms; against a squared error alone it
-    # makes all latents equal before the decoder has learned anything (see README.md).
-    config.model.regularizer = dict(weight=0.25, ramp_steps=400, width=64, heads=4)
+    # makes all latents equal before the decoder has learned anything. Predicting the codes, not the
+    # latents before them, keeps latents from crowding where the prediction points (README.md).
+    config.model.regularizer = dict(
+      weight=0.1, ramp_steps=400, width=64, heads=4, latent='quantized'
+    )
     config.optimizer.regularizer = adamw
   return config
 

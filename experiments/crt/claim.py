@@ -5,21 +5,18 @@ image model reaches a lower loss on the codes, and better samples, although reco
 slightly worse; codebook size, tokens and compute are the same.
 
 Any worse tokenizer is easier to model, so the baseline is also degraded to the regularized
-tokenizer's reconstruction error, in two ways:
+tokenizer's reconstruction error:
 
-- `narrow`, with fewer channels and the same codebook, trained for as many steps as the regularized
-  one. **This control decides**: it is a worse tokenizer of equal codebook size, of which the claim
-  speaks. Channels come in steps, so the mean of its error must lie between 0.99 and 1.08 of the
-  regularized one, or nothing is decided. (First it had the training FLOPs of the other arms. On
-  seed 1 narrower networks, which then take more steps, came out better: 0.0240 at 16 channels,
-  0.0210 at 12, 0.0189 at 8. This was seen, and changed, before any image model was trained.)
-- `few_codes`, with a smaller codebook, at the training FLOPs of the other arms. **It is reported,
-  not judged**: a smaller alphabet lowers the bits of a code by itself, and the claim is about equal
-  codebook size. It is shown because it is the harder one: pilots on seed 0 (weight 0.25, without an
-  entropy term against the regularizer's pull) suggested that fewer codes buy more bits for the same
-  error.
+- `narrow` has fewer channels and the same codebook, and is trained for as many steps as the
+  regularized one. Channels come in steps, so the mean of its error must lie between 0.99 and 1.08
+  of the regularized one, or nothing is decided. How its size is found:
+  `jaxmm/studies/matched_control.py`.
 
-How the sizes of both are found: `jaxmm/studies/matched_control.py`.
+This is the second statement. The first run (seeds 1, 2, 3; latents before quantisation, weight
+0.25) was inconclusive; README.md has its table. From it and from pilots on the seeds 0 and 3 come
+`latent='quantized'` and weight 0.1; the seeds here were not looked at before. The criteria are the
+same. The first run also reported a control with fewer codes, which was not judged and is not
+repeated: a smaller alphabet lowers the bits of a code by itself.
 """
 
 from __future__ import annotations
@@ -68,32 +65,13 @@ CLAIM = Claim(
       metric='generation_gap', arm='crt', against='baseline', claimed='below', threshold=0.0,
       is_reported=True,
     ),
-    Criterion(
-      'reported: fewer bits than on few_codes, of a smaller codebook',
-      metric='bits_per_image', arm='crt', against='few_codes', claimed='below', threshold=0.0,
-      is_reported=True,
-    ),
-    Criterion(
-      'reported: few_codes has the regularized error (at least 0.99)',
-      metric='reconstruction_mse', arm='few_codes', against='crt', claimed='above', threshold=0.99,
-      compare='ratio', test='mean', is_condition=True, is_reported=True,
-    ),
-    Criterion(
-      'reported: and not much more (at most 1.08 of it)',
-      metric='reconstruction_mse', arm='few_codes', against='crt', claimed='below', threshold=1.08,
-      compare='ratio', test='mean', is_condition=True, is_reported=True,
-    ),
   ),
 )  # fmt: skip
 
 CONTROLS = (
   MatchedControl(
     'narrow', of='baseline', like='crt', setting='model.vqgan.channels', ladder=(12, 8), multiple=2,
-    equal='steps', search_seeds=3,
-  ),
-  MatchedControl(
-    'few_codes', of='baseline', like='crt', setting='model.vqgan.quantizer.codes',
-    ladder=(128, 32), must_answer=False,
+    equal='steps', search_seeds=5,
   ),
 )  # fmt: skip
 
@@ -105,11 +83,11 @@ DEPARTURES = (
   'regularizer draws them together instead of making them predictable.',
   'The Frechet distance is in the features of EfficientNet-Lite0 at 128 pixels to 20,000 training '
   'images, from 5,000 samples without guidance; the paper reports Inception FID of 50,000 with it.',
+  'The regularizer predicts the codes, with the gradient of the latents; the paper found that this '
+  'costs too much detail and predicts latents before quantisation. Its weight is 0.1, not 4.0.',
   'The regularizer costs a larger share of the training FLOPs than the twentieth of the paper; the '
-  'baseline and few_codes train that much longer.',
-  'The paper has no controls. narrow decides here, a smaller network in as many steps; few_codes '
-  'is only reported: fewer codes lower the bits by themselves (and make the last layer of the '
-  'image model cheaper, in as many steps).',
+  'baseline trains that much longer.',
+  'The paper has no control. narrow is a smaller network in as many steps.',
 )
 
 
@@ -120,8 +98,8 @@ STUDY = TwoStageClaim(
   image_model='image_lm',
   equal_to='crt',
   controls=CONTROLS,
-  # Seed 0 is left out: the weight and the lengths were chosen on it.
-  seeds=(1, 2, 3),
+  # Those before are left out: settings were chosen on them.
+  seeds=(4, 5, 6, 7, 8),
   measures=dict(views='flip', num_samples=5000, features='classifier', feature_size=128),
   title='Is a causally regularized tokenizer easier to model?',
   subtitle='CRT (arXiv:2412.16326) in miniature on CIFAR-10',
