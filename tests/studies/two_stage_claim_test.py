@@ -1,7 +1,7 @@
 """A whole claim, from pictures to the verdict; killed between stages it ends as if it had not been.
 
-Arms, seeds, the searches for both controls, and the judge are those of `jaxmm reproduce crt`; only
-the configs and the features of the Frechet distance are small (`tests/tiny_claim.py`).
+Arms, the search for the control, and the judge are those of `jaxmm reproduce crt`; only the configs
+and the features of the Frechet distance are small (`tests/tiny_claim.py`).
 """
 
 import json
@@ -14,13 +14,12 @@ from jaxmm.studies.stages import read_records
 from jaxmm.studies.verdict import Verdict, judge
 from tests import programs, tiny_claim
 
-# The reference; a degraded tokenizer on three seeds, one on one, two answers; four arms on three
-# seeds.
-STAGES = 1 + 3 + 1 + 2 + 60
-# Before the second seed's CRT has an image model: the searches and both arms' tokenizers for them,
-# the reference, the rest of the first seed and of the second's baseline, reconstructions and codes
-# of its CRT.
-DONE = 6 + 6 + 1 + 18 + 4 + 2
+# The reference; a degraded tokenizer on three seeds and the answer; three arms on three seeds.
+STAGES = 1 + 3 + 1 + 45
+# Before the second seed's CRT has an image model: the search and both arms' tokenizers for it, the
+# reference, the rest of the first seed and of the second's baseline, reconstructions and codes of
+# its CRT.
+DONE = 6 + 4 + 1 + 13 + 4 + 2
 # Interrupted before the stage that `stop_at` names; run again, killed before that of `die_at`.
 SCRIPT = """
 import os, pathlib, signal, sys
@@ -83,8 +82,7 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   assert after.count(': done before (') == 2
   first = finished(workdir)
   assert len(first) == DONE
-  for arm in ('narrow', 'few_codes'):
-    assert after.count(f'  Control {arm} has model.vqgan.') == 1
+  assert after.count('  Control narrow has model.vqgan.channels') == 1
 
   status, said = start(tmp_path)
   assert status == 0, said[-3000:]
@@ -97,25 +95,23 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   verdict = json.loads((workdir / 'verdict.json').read_text())
   claim, measured = tiny_claim.claim(), two_stage.read_measurements(workdir)
   assert {arm: set(seeds) for arm, seeds in measured.items()} == dict.fromkeys(
-    ('baseline', 'crt', 'narrow', 'few_codes'), {1, 2, 3}
+    ('baseline', 'crt', 'narrow'), {1, 2, 3}
   )
   again = judge(claim.claim, measured)
   assert again.to_json() == verdict and again.text() in said
   assert Verdict.from_json(verdict).to_json() == verdict
   page = (workdir / 'report.html').read_text()
-  assert said.count('reported, not judged') == 5 == page.count('reported, not judged')
+  assert said.count('reported, not judged') == 2 == page.count('reported, not judged')
 
   text = two_stage_markdown.markdown(workdir)
-  assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()} Control few_codes')
-  for arm, full in (('narrow', tiny_claim.CHANNELS), ('few_codes', tiny_claim.CODES)):
-    found = read_records(workdir)[arm]['result']
-    ladder = tiny_claim.LADDERS[arm]
-    assert found['size'] in range(min(ladder), full + 1, min(ladder))
-    assert set(found['errors']) == {str(s) for s in (full, *ladder)}
-    config = json.loads((workdir / f'seed-3/{arm}/tokenizer/config.json').read_text())
-    assert matched_control.size_of(config, found['setting']) == found['size']
-    sentence = matched_control.remark(arm, found)
-    assert sentence in text and sentence.split(' (')[0] in page
+  assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()} Control narrow')
+  found = read_records(workdir)['narrow']['result']
+  assert found['size'] in range(min(tiny_claim.LADDER), tiny_claim.CHANNELS + 1)
+  assert set(found['errors']) == {str(s) for s in (tiny_claim.CHANNELS, *tiny_claim.LADDER)}
+  config = json.loads((workdir / 'seed-3/narrow/tokenizer/config.json').read_text())
+  assert matched_control.size_of(config, found['setting']) == found['size']
+  sentence = matched_control.remark('narrow', found)
+  assert sentence in text and sentence.split(' (')[0] in page
   row = next(line for line in text.splitlines() if line.startswith('| stage-2 bits an image'))
   values = [run['bits_per_image'] for run in measured['crt'].values()]
   assert f'({min(values):.4g} to {max(values):.4g})' in row
