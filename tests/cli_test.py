@@ -42,6 +42,13 @@ def test_help_imports_nothing_heavy():
   subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
 
 
+def test_the_package_itself_is_the_command():
+  run = subprocess.run(
+    [sys.executable, '-m', 'jaxmm', 'train', '--help'], check=True, capture_output=True, text=True
+  )
+  assert run.stdout.startswith('usage: jaxmm train ')
+
+
 def test_overrides_come_in_both_spellings():
   args, overrides = cli._split_overrides(
     ['train', '--config.steps=3', '--workdir', 'd', '--config.data.path', 'x', '--config', 'f.py']
