@@ -32,6 +32,7 @@ class Pass(Protocol):
   """What a job needs of `data.pipeline.Batches`, made with `train=False`."""
 
   num_records: int
+  batch_size: int
 
   def record_ids(self, step: int) -> np.ndarray:
     """Records of the rows of one global batch, of all processes."""
@@ -139,7 +140,7 @@ def run_sums(
         raise ConfigError(f'the function returns {name!r} as {type(pair)}, expected (sum, count)')
       old = totals.get(name, (0, 0))
       totals[name] = tuple(a + _wide(b) for a, b in zip(old, pair))
-    progress.at(start, 0)
+    progress.at(min(start + batches.batch_size, batches.num_records), 0)
   progress.finish()
   return {name: tuple(_scalar(x) for x in pair) for name, pair in totals.items()}
 

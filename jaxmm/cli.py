@@ -15,6 +15,7 @@ from jaxmm.train.memory import keep_freed_memory
 
 # A disk that is full, over its quota or read-only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_RESUMES = ('quickstart', 'train', 'tokenize', 'reproduce')
 _INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
 
 
@@ -38,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'jaxmm {options.verb}: {_described(error, options)}', file=sys.stderr)
     return 2 if isinstance(error, ConfigError) or _names_a_file(error) else 1
   except KeyboardInterrupt:
-    print(f'\njaxmm {options.verb}: interrupted; run the same command again to go on', flush=True)
+    on = 'to go on' if options.verb in _RESUMES else 'to do it from the beginning'
+    print(f'\njaxmm {options.verb}: interrupted; run the same command again {on}', flush=True)
     return _INTERRUPTED
 
 
@@ -238,7 +240,7 @@ def _add_reconstruct(verbs):
     'jaxmm reconstruct --run runs/mini --num 16 --output reconstructions.png',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a tokenizer run')
-  p.add_argument('--images', nargs='*', metavar='FILE', help="default: the run's evaluation data")
+  p.add_argument('--images', nargs='+', metavar='FILE', help="default: the run's evaluation data")
   p.add_argument('--num', type=int, default=16, help='how many (default: %(default)s)')
   p.add_argument('--output', required=True, metavar='FILE.png')
 
@@ -262,7 +264,7 @@ def _add_sample(verbs):
   )
   p.add_argument('--num', type=int, default=64, help='how many (default: %(default)s)')
   p.add_argument(
-    '--labels', type=int, nargs='*', metavar='ID', help='class ids; default: all in turn'
+    '--labels', type=int, nargs='+', metavar='ID', help='class ids; default: all in turn'
   )
   p.add_argument('--temperature', type=float, default=1.0, metavar='T', help='default: 1')
   p.add_argument(
@@ -335,8 +337,11 @@ def _add_reproduce(verbs):
   )  # fmt: skip
   p.add_argument('paper', help='paper id, for example crt')
   p.add_argument('--workdir', help='default: runs/reproduce-PAPER')
-  p.add_argument('--data-path', help='where the data is, if not from TFDS')
-  p.add_argument('--seeds', type=int, nargs='*', help='default: those of the claim')
+  p.add_argument(
+    '--data-path',
+    help='a folder or zip of pictures train/CLASS/*, test/CLASS/*, if not from TFDS',
+  )
+  p.add_argument('--seeds', type=int, nargs='+', help='default: those of the claim')
   p.add_argument('--scale', type=float, default=1.0, help='scale all step counts (to try it out)')
 
 
@@ -358,7 +363,8 @@ def _add_convert(verbs):
   p = _verb(
     verbs, 'convert', _convert,
     'Turns a public checkpoint into a run directory, or a run into the public layout.',
-    'jaxmm convert --format llamagen-vq --preset VQ-16 --input vq_ds16_c2i.pt --output runs/vq16',
+    'jaxmm convert --format llamagen-vq --preset VQ-16 --input vq_ds16_c2i.pt --output runs/vq16\n'
+    '  jaxmm convert --format llamagen-gpt --input runs/lm --output lm.safetensors',
   )  # fmt: skip
   p.add_argument('--format', required=True, choices=['llamagen-vq', 'llamagen-gpt'])
   p.add_argument('--preset', help='VQ-16, VQ-8; B, L, XL, XXL, 3B')

@@ -88,6 +88,13 @@ def test_class_id_out_of_range(pictures, tmp_path, capsys):
   assert_names(said, 'has class id 2, but data.num_classes is 2', 'set data.num_classes or mend')
 
 
+def test_held_out_data_that_does_not_fit_is_told_before_the_first_step(pictures, tmp_path, capsys):
+  settings = ['--config.eval_data.image_size=4', '--config.eval_data.crop=center']
+  said = refused(capsys, *settings, data=pictures, workdir=tmp_path / 'run')
+  assert_names(said, 'in eval_data: ', '(4, 4, 3)')
+  assert not list((tmp_path / 'run').rglob('log.jsonl'))
+
+
 def test_picture_of_another_size(pictures, tmp_path, capsys):
   for file in (pictures / 'train').rglob('*.png'):
     save_array(file, np.zeros((9, 8, 3), np.uint8))

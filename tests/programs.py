@@ -30,3 +30,24 @@ def run_script(
     stderr=subprocess.STDOUT,
   )
   return done.returncode, done.stdout
+
+
+_VERBS = """
+import sys
+from jaxmm import cli
+for line in sys.stdin.read().splitlines():
+  status = cli.main(line.split())
+  if status:
+    sys.exit(status)
+"""
+
+
+def run_verbs(*lines: str) -> str:
+  """Command lines one after another in one process of its own; what they printed.
+
+  Raises:
+    AssertionError: one failed.
+  """
+  status, said = run_script(_VERBS, typed='\n'.join(lines))
+  assert status == 0, said[-3000:]
+  return said

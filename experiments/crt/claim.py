@@ -1,4 +1,4 @@
-"""CRT's central claim in miniature: metric, sign, test and threshold, stated before the first run.
+"""CRT's central claim in miniature: metric, sign, test and threshold, stated before it was run.
 
 Claim (arXiv:2412.16326, abstract and section on stage 2): with the causal regularizer the same
 image model reaches a lower loss on the codes, and better samples, although reconstruction gets
@@ -30,8 +30,9 @@ from jaxmm.studies.verdict import Claim, Criterion
 
 CLAIM = Claim(
   paper='crt',
-  sentence='At equal codebook size, tokens and compute, a causally regularized tokenizer makes '
-  'images cheaper to model and samples better, more than a worse network of the same error does.',
+  sentence='At equal codebook size, tokens and compute, a causally regularized tokenizer (in a '
+  'variant: its codes are predicted) makes images cheaper to model and samples better, more than a '
+  'worse network of the same error does.',
   criteria=(
     Criterion(
       'stage 2 needs fewer bits an image than on the baseline',

@@ -1,7 +1,8 @@
 """Pictures in a folder or in a zip: sorted, so that record i is the same file on every machine.
 
     root/<class>/*.jpg             the class is the folder, numbered in sorted order
-    root/train/<class>/*.jpg       the split is the first folder where all of them are splits
+    root/train/<class>/*.jpg       the split is the first folder where all of them are splits:
+                                   train, and the first there is of test, val, validation
     root/*.jpg and a labels csv    columns `file` and `label` (or `class_index`, or `class`)
 
 Pictures that lie flat, with no csv, are all of class 0.
@@ -10,6 +11,7 @@ Pictures that lie flat, with no csv, are all of class 0.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import pathlib
 import struct
@@ -26,6 +28,7 @@ from jaxmm.data.sources import (
   check_split,
   in_test_split,
   split_files,
+  split_folders,
 )
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.ppm', '.tif', '.tiff')
@@ -78,6 +81,8 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
   files = sorted(f for f in files if f.lower().endswith(SUFFIXES) and not _is_hidden(f))
   if not files:
     raise ConfigError(f'data.path {path!r} holds no pictures ({", ".join(SUFFIXES)})')
+  if not labels:
+    files = _without_unlabelled_split(files)
   chosen, below = _split_files(files, split, test_fraction, path)
   if not chosen:
     raise ConfigError(
@@ -88,6 +93,12 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
   else:
     # From all files, not the chosen ones: a class has the same number in every split.
     classes = sorted({_folder_class(f, below) for f in files})
+    if '' in classes and len(classes) > 1:
+      flat = next(f for f in files if not _folder_class(f, below))
+      raise ConfigError(
+        f'data.path {path!r}: {flat!r} lies beside the class folders {", ".join(classes[1:4])}, so '
+        'it has no class; put it into one or away, or name the classes in a csv (data.labels)'
+      )
     number = {name: i for i, name in enumerate(classes)}
     class_ids = [number[_folder_class(f, below)] for f in chosen]
   return FileSource(str(path), chosen, class_ids, classes, read)
@@ -103,6 +114,20 @@ def _folder_files(root: pathlib.Path) -> list[str]:
 
 def _is_hidden(file: str) -> bool:
   return any(part.startswith(('.', '__MACOSX')) for part in file.split('/'))
+
+
+def _without_unlabelled_split(files: list[str]) -> list[str]:
+  """Without a held-out folder of flat pictures (ImageNet's `test`) where another has classes."""
+  tops = split_folders(files)
+  held_out = [top for top, split in tops.items() if split == 'test']
+  flat = [top for top in held_out if all(f.count('/') == 1 for f in files if _top(f) == top)]
+  if len(tops) > len(held_out) and 0 < len(flat) < len(held_out):
+    return [f for f in files if _top(f) not in flat]
+  return files
+
+
+def _top(file: str) -> str:
+  return file.split('/')[0]
 
 
 def _split_files(
@@ -127,7 +152,7 @@ def _csv_classes(labels: str, files: list[str]) -> tuple[list[int], tuple[str, .
   path = pathlib.Path(labels)
   if not path.is_file():
     raise ConfigError(f'data.labels {labels!r} does not exist')
-  with open(path, newline='') as f:
+  with open(path, newline='', encoding='utf-8-sig') as f:  # Excel writes a byte order mark
     rows = list(csv.DictReader(f))
   columns = list(rows[0]) if rows else []
   column = next((c for c in ('label', 'class_index', 'class') if c in columns), None)
@@ -142,13 +167,31 @@ def _csv_classes(labels: str, files: list[str]) -> tuple[list[int], tuple[str, .
     raise ConfigError(
       f'data.labels {labels!r} has no row for {len(missing)} pictures, first {missing[0]!r}'
     )
-  values = [of[f] for f in files]
-  if all(v.strip().isdigit() for v in of.values()):
-    ids = [int(v) for v in values]
-    return ids, tuple(str(i) for i in range(max(int(v) for v in of.values()) + 1))
-  classes = sorted(set(of.values()))
-  number = {c: i for i, c in enumerate(classes)}
-  return [number[v] for v in values], tuple(classes)
+  of = {file: (value or '').strip() for file, value in of.items()}
+  blank = [file for file, value in of.items() if not value]
+  if blank:
+    raise ConfigError(f'data.labels {labels!r}: {column} of {blank[0]!r} is empty')
+  numbers = {file: _number(value) for file, value in of.items()}
+  if None not in numbers.values():
+    wrong = [file for file, number in numbers.items() if number < 0 or number != int(number)]
+    if wrong:
+      raise ConfigError(
+        f'data.labels {labels!r}: {column} of {wrong[0]!r} is {of[wrong[0]]}, expected a class id '
+        '(0, 1, ...) or, in all rows, names'
+      )
+    classes = range(int(max(numbers.values())) + 1)
+    return [int(numbers[f]) for f in files], tuple(map(str, classes))
+  names = sorted(set(of.values()))
+  number = {name: i for i, name in enumerate(names)}
+  return [number[of[f]] for f in files], tuple(names)
+
+
+def _number(text: str) -> float | None:
+  try:
+    value = float(text)
+  except ValueError:
+    return None
+  return value if math.isfinite(value) else None
 
 
 class _FolderReader:

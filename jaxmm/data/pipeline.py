@@ -21,6 +21,7 @@ import numpy as np
 from jaxmm.config import ConfigError
 from jaxmm.data import image_files, sources, text_files
 from jaxmm.data.bad_records import BadRecords, TooManyBadRecords
+from jaxmm.data.image_files import FileSource
 from jaxmm.data.packing import PackedSource
 from jaxmm.data.readers import ImageReader, PackedReader, Reader, TokenReader
 from jaxmm.data.sources import Source, Subset, UnreadableRecord
@@ -179,9 +180,23 @@ def make_batches(
     )
   if config.max_records is not None and config.max_records < len(source):
     source = Subset(source, np.arange(config.max_records) * len(source) // config.max_records)
+  _check_classes(config, source)
   reader = _reader_type(source)(config, source, seed, train)
   order = Order(len(source), seed, shuffle=train)
   return Batches(config, reader, order, batch_size, process_index, process_count)
+
+
+def _check_classes(config: DataConfig, source: Source) -> None:
+  """Folders and tables of classes say at once what else the last record would."""
+  found = sources.innermost(source)
+  if isinstance(found, FileSource) and config.num_classes and found.num_classes:
+    last = found.num_classes - 1
+    if last >= config.num_classes:
+      raise ConfigError(
+        f'data.path {config.path!r} has class id {last}, but data.num_classes is '
+        f'{config.num_classes} (class ids 0 to {config.num_classes - 1}; the last class there is '
+        f'{found.classes[last]!r}); set data.num_classes or mend the labels'
+      )
 
 
 def _reader_type(source: Source) -> type:

@@ -31,6 +31,7 @@ Record = dict[str, Any]
 NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'arrays')
 
 
+# Names of a split's folder, whatever their case.
 _SPLIT_FOLDERS = {
   'train': ('train', 'training'),
   'test': ('test', 'val', 'valid', 'validation'),
@@ -131,20 +132,33 @@ def check_split(split: str) -> None:
 def split_files(files: Sequence[str], split: str, path: str) -> list[str] | None:
   """The files (relative, with /) of a split where every top folder is a split; else None.
 
+  Of several folders of one split (`val` and `test`) the first in the order of `_SPLIT_FOLDERS`
+  counts.
+
   Raises:
     ConfigError: the folders are splits, but `split` is not among them.
   """
-  tops = {f.split('/')[0] if '/' in f else '' for f in files}
-  if not tops <= {name for names in _SPLIT_FOLDERS.values() for name in names}:
+  folders = split_folders(files)
+  if not folders:
     return None
   if split == 'all':
     return list(files)
-  names = _SPLIT_FOLDERS[split]
-  if not tops & set(names):
+  of_split = [top for top in folders if folders[top] == split]
+  if not of_split:
     raise ConfigError(
-      f'data.split is {split!r}, but {path!r} has only the folders {", ".join(sorted(tops))}'
+      f'data.split is {split!r}, but {path!r} has only the folders {", ".join(sorted(folders))}'
     )
-  return [f for f in files if f.split('/')[0] in names]
+  first = min(of_split, key=lambda top: _SPLIT_FOLDERS[split].index(top.lower()))
+  return [f for f in files if f.split('/')[0] == first]
+
+
+def split_folders(files: Sequence[str]) -> dict[str, str]:
+  """`{top folder: split}` where every top folder of the files is one; else nothing."""
+  split_of = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
+  tops = {f.split('/')[0] if '/' in f else '' for f in files}
+  if not all(top.lower() in split_of for top in tops):
+    return {}
+  return {top: split_of[top.lower()] for top in sorted(tops)}
 
 
 def mnist5k(split: str) -> ArraySource:

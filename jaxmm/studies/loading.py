@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.checkpoint import Checkpoints
 from jaxmm.config import ConfigError
@@ -82,10 +83,10 @@ class LoadedTokenizer(LoadedRun):
   ) -> np.ndarray:
     """Images uint8 [B, Y, X, C] of code ids; `grid` (rows, columns) where it is not square."""
     ids_BL = np.asarray(ids_BL)
-    if ids_BL.ndim != 2:
+    if ids_BL.ndim != 2 or ids_BL.dtype.kind not in 'iu':
       raise ConfigError(
-        f'decode takes ids [B, L], got {list(ids_BL.shape)}; the ids of one image are '
-        'ids.reshape(1, -1)'
+        f'decode takes integer ids [B, L], got {ids_BL.dtype}{list(ids_BL.shape)}; the ids of one '
+        'image are ids.reshape(1, -1)'
       )
     if ids_BL.size and (ids_BL.min() < 0 or ids_BL.max() >= self.num_codes):
       raise ConfigError(
@@ -101,8 +102,17 @@ class LoadedImageLm(LoadedRun):
   """A trained image LM with the tokenizer whose codes it was trained on."""
 
   def tokenizer(self) -> LoadedTokenizer:
-    """The tokenizer, from the token store that the run's config names."""
-    return load(tokenizer_of(self.config, self.directory))
+    """The tokenizer, as it was when it wrote the token store that the run's config names."""
+    directory, step = tokenizer_of(self.config, self.directory)
+    steps = Checkpoints(directory / 'checkpoints').steps()
+    if step not in steps:
+      raise ConfigError(
+        f'the codes that {self.directory} was trained on were written by step {step} of '
+        f'{directory}, which now has the steps {", ".join(map(str, steps)) or "none"}; codes mean '
+        'something else to another step. Write the tokens again and train on them, or name a '
+        'tokenizer aloud (tokenizer=DIR, --tokenizer DIR) to decode with its newest step'
+      )
+    return load(directory, step=step)
 
   def sample_ids(
     self,
@@ -117,6 +127,8 @@ class LoadedImageLm(LoadedRun):
     The image of example i depends on (seed, i) alone, not on how examples are batched.
     """
     labels = np.asarray(labels, np.int32)
+    if labels.ndim != 1:
+      raise ConfigError(f'labels has shape {list(labels.shape)}, expected a list of class ids')
     config = self.task.config
     if labels.size and (labels.min() < 0 or labels.max() >= config.num_classes):
       raise ConfigError(
@@ -152,7 +164,8 @@ class LoadedImageLm(LoadedRun):
         f'the tokenizer in {decoder.directory} has {decoder.num_codes} codes, the model in '
         f'{self.directory} {self.task.config.num_codes}'
       )
-    ids_BL = self.sample_ids(labels, seed=seed, batch=batch, sampling=SamplingConfig(**sampling))
+    settings = configs.from_mapping(SamplingConfig, sampling, 'sampling')
+    ids_BL = self.sample_ids(labels, seed=seed, batch=batch, sampling=settings)
     return decoder.decode(ids_BL, batch=batch)
 
 
@@ -202,8 +215,10 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
   return json.loads(path.read_text())
 
 
-def tokenizer_of(config: Mapping[str, Any], directory: str | os.PathLike) -> pathlib.Path:
-  """The run directory of the tokenizer that wrote the codes a run was trained on.
+def tokenizer_of(
+  config: Mapping[str, Any], directory: str | os.PathLike
+) -> tuple[pathlib.Path, int]:
+  """The run directory and the step of the tokenizer that wrote the codes a run was trained on.
 
   Where the files were moved together, the path relative to the token store still leads there.
   """
@@ -220,13 +235,17 @@ def tokenizer_of(config: Mapping[str, Any], directory: str | os.PathLike) -> pat
     if not (store / 'manifest.json').is_file():
       continue
     meta = ArrayStore(store).meta
-    candidates += [store / meta['tokenizer_relative'], pathlib.Path(meta['tokenizer'])]
-  for candidate in candidates:
+    step = meta['tokenizer_step']
+    candidates += [
+      (store / meta['tokenizer_relative'], step),
+      (pathlib.Path(meta['tokenizer']), step),
+    ]
+  for candidate, step in candidates:
     if (candidate / 'config.json').is_file():
-      return candidate
+      return candidate, step
   raise ConfigError(
     f'the tokenizer of the run in {directory} is not where its tokens say; looked at '
-    + (', '.join(map(str, candidates)) or f'{data["path"]}, which is gone')
+    + (', '.join(str(path) for path, _ in candidates) or f'{data["path"]}, which is gone')
   )
 
 

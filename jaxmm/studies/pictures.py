@@ -15,6 +15,9 @@ from jaxmm.data import transforms
 from jaxmm.report.images import tiled
 from jaxmm.studies import loading, run
 
+# What a grid shows at most; all samples are in the array.
+_GRID = 256
+
 
 def held_out_images(loaded: loading.LoadedRun, num: int) -> np.ndarray:
   """The first `num` images of the run's evaluation data, uint8 [num, Y, X, C]."""
@@ -85,10 +88,12 @@ def sample(
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected an image model')
   classes = list(labels) if labels else list(range(loaded.task.config.num_classes))
   images = loaded.sample(np.resize(classes, num), seed=seed, tokenizer=tokenizer, **sampling)
-  _write_png(tiled(images, int(np.ceil(np.sqrt(num)))), output)
+  shown = images[:_GRID]
+  _write_png(tiled(shown, int(np.ceil(np.sqrt(len(shown))))), output)
   if array:
     np.savez(array, arr_0=images)
-  return f'{num} samples: {output}' + (f', {array}' if array else '')
+  first = f' (the first {_GRID})' if num > _GRID else ''
+  return f'{num} samples: {output}{first}' + (f', {array}' if array else '')
 
 
 def _check_wanted(output: str | os.PathLike, num: int) -> None:

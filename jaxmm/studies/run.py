@@ -32,6 +32,9 @@ _NOT_THE_TRAINERS = ('task', 'model', 'data', 'eval_data')
 def with_settings(config, assignments: Sequence[str]):
   """`config.override`, also for settings that a config leaves at their default.
 
+  What is set for `data` holds for `eval_data`, too, where both had the same value (another path,
+  but not another split), unless that is set itself.
+
   Args:
     config: a ConfigDict; changed in place.
     assignments: `key.subkey=value`; keys of the trainer, the data, the optimizers and the model.
@@ -48,6 +51,7 @@ def with_settings(config, assignments: Sequence[str]):
   rule = configs.plain(OptimizerConfig())
   defaults['optimizer'] = dict.fromkeys(config.optimizer, rule)
   known = configs.flattened(defaults)
+  assignments = [*_for_held_out(config, assignments, known), *assignments]
   for assignment in assignments:
     key = assignment.partition('=')[0]
     if key not in known or key in configs.flattened(config):
@@ -63,6 +67,23 @@ def with_settings(config, assignments: Sequence[str]):
         node = node[parent]
       node[leaf] = known[key]
   return configs.override(config, assignments, unchecked=('model',))
+
+
+def _for_held_out(config, assignments: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+  """The assignments to `data` once more, for `eval_data` where it had the same value."""
+  if not config.get('eval_data'):
+    return []
+  before = configs.flattened(config)
+  out = []
+  for assignment in assignments:
+    section, _, rest = assignment.partition('.')
+    key = rest.partition('=')[0]
+    old, held_out = (
+      before.get(f'{part}.{key}', known.get(f'{part}.{key}')) for part in ('data', 'eval_data')
+    )
+    if section == 'data' and f'data.{key}' in known and old == held_out:
+      out.append(f'eval_data.{rest}')
+  return out
 
 
 def make_task(config: Mapping[str, Any]) -> Task:

@@ -138,6 +138,13 @@ class RunLog:
     if kind == 'train':
       self._show(progress_line(step, self._steps, values, timing), step == self._steps)
 
+  def has(self, kind: str, step: int) -> bool:
+    """Whether there is a line of this kind and step; False on all processes but the first."""
+    if self._file is None:
+      return False
+    self._file.flush()
+    return any(line['kind'] == kind and line['step'] == step for line in read(self._file.name))
+
   def message(self, text: str) -> None:
     """A line for the user that stays, above the progress line of a terminal."""
     if self._file is not None:

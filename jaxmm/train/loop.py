@@ -15,10 +15,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from jaxmm import config as configs
@@ -29,6 +30,7 @@ from jaxmm.core import leaf_names
 from jaxmm.task import Task, TrainState
 from jaxmm.train import state as states
 from jaxmm.train import step as steps
+from jaxmm.train.held_out import BatchSource, HeldOut
 from jaxmm.train.log import RunLog, peak_flops
 from jaxmm.train.plan import described_plan
 from jaxmm.train.run_config import (
@@ -42,7 +44,7 @@ from jaxmm.train.run_config import (
 )
 from jaxmm.train.stop import Stopped, StopRequest
 from jaxmm.train.timing import Clock, Tracer
-from jaxmm.train.window import Window, added, shown
+from jaxmm.train.window import Window, shown
 
 __all__ = [
   'BatchSource',
@@ -58,20 +60,6 @@ __all__ = [
 # Steps that may be under way on the devices while the host prepares the next one.
 _AHEAD = 1
 _NORMS = ('gradient_norm/', 'update_norm/')
-
-
-class BatchSource(Protocol):
-  """What the trainer needs of the data (`jaxmm.data.pipeline.Batches`)."""
-
-  def at(self, step: int) -> Mapping[str, np.ndarray]: ...
-
-  def record_ids(self, step: int) -> np.ndarray: ...
-
-  def from_step(self, step: int) -> Iterator[Mapping[str, np.ndarray]]: ...
-
-  def once(self) -> Iterator[Mapping[str, np.ndarray]]: ...
-
-  def describe(self, record: int) -> str: ...
 
 
 class NonFiniteError(RunError, FloatingPointError):
@@ -145,7 +133,7 @@ def train(
   use_compilation_cache(config.compilation_cache)
   with StopRequest(echo) as request, contextlib.ExitStack() as stack:
     run = _Run(config, task, batches, eval_batches, directory, mesh, rules, checkpoints, echo)
-    run.begin(init_from)
+    run.begin(init_from, accept_config_change)
     run.log = stack.enter_context(RunLog(directory, run.step, echo=echo, steps=config.steps))
     run.echo = run.log.message
     return run.go(request, profile, stop_after)
@@ -157,7 +145,8 @@ class _Run:
   def __init__(
     self, config, task, batches, eval_batches, directory, mesh, rules, checkpoints, echo
   ):
-    self.config, self.task, self.batches, self.eval_batches = config, task, batches, eval_batches
+    self.config, self.task, self.batches = config, task, batches
+    self.held_out = HeldOut(task, eval_batches, config.evaluate, mesh, rules)
     self.directory, self.mesh, self.rules = directory, mesh, rules
     self.checkpoints, self.echo = checkpoints, echo
     self.log: RunLog | None = None
@@ -165,13 +154,14 @@ class _Run:
     self.window = Window()
     self.pending: collections.deque[tuple] = collections.deque()
     self.last_saved: int | None = None
-    self.stop_agreed = False
+    self.stop_agreed = self.is_evaluation_cut = False
     self.named: set[str] = set()
     self.clock = Clock(0)
+    self.request = StopRequest()
 
   # Before the first step.
 
-  def begin(self, init_from: str | None) -> None:
+  def begin(self, init_from: str | None, accepts_change: bool = False) -> None:
     """Plans, says the plan, and makes the state: restored, or new."""
     rows = self.batches.at(0)
     self._check_batch(rows)
@@ -189,11 +179,13 @@ class _Run:
       rules=self.rules,
       has_ema=self.config.ema > 0,
     )
+    self.held_out.check(self.blueprint.abstract)
     restored = self.checkpoints.restore(self.blueprint.abstract)
     if restored is not None:
       self.state, meta, self.step = restored
       self.position, self.window = meta['position'], Window(meta['window'])
       self.last_saved = self.step
+      self._check_records(meta.get('num_records'), accepts_change)
       origin = f'resumes from step {self.step:,}'
       if init_from:
         origin += f' (so --init-from {init_from} is not used)'
@@ -211,10 +203,6 @@ class _Run:
     self.train_step = steps.Step(
       self.task, self.blueprint, self.config.step_config(), self.constants
     )
-    self.evaluations = {
-      name: steps.make_evaluation(function, self.mesh, self.rules)
-      for name, function in self.task.evaluations().items()
-    }
 
   def _check_batch(self, rows: Mapping[str, np.ndarray]) -> None:
     for name, x in rows.items():
@@ -224,11 +212,28 @@ class _Run:
           f'{jax.process_count()} process(es); give make_batches the batch size of the config'
         )
 
+  def _check_records(self, before: int | None, accepts_change: bool) -> None:
+    """The order of the rows hangs on their number."""
+    now = self._num_records()
+    if before is not None and now is not None and now != before and not accepts_change:
+      raise ConfigError(
+        f'the data has {now:,} records, but had {before:,} when this run was saved, so the rest '
+        'would come in another order; give it the same data, or --accept-config-change goes on '
+        'with what there is now'
+      )
+
+  def _num_records(self) -> int | None:
+    return getattr(self.batches, 'num_records', None)
+
   # The loop.
 
   def go(self, request: StopRequest, profile, stop_after: int | None) -> TrainState:
     """Steps until the end, `stop_after` or a signal."""
+    self.request = request
     last = min(self.config.steps, stop_after if stop_after is not None else self.config.steps)
+    self._catch_up()
+    if self.stop_agreed:
+      raise self._stopped()
     if self.step >= last:
       self.echo(f'nothing to do: step {self.step:,} of {last:,} is done')
       return self.state
@@ -266,12 +271,15 @@ class _Run:
       rows_ahead.close()
       if jax.process_count() == 1:  # of several, the others may not come to this point
         self.checkpoints.wait()
-    if self.step < last:
-      # The processes agreed; one that heard nothing itself leaves as the others do.
-      stopped = Stopped(self.step, request.signum or signal.SIGTERM)
-      self.echo(f'{stopped}; the same command again goes on from there')
-      raise stopped
+    if self.step < last or self.is_evaluation_cut:
+      raise self._stopped()
     return self.state
+
+  def _stopped(self) -> Stopped:
+    # The processes agreed; one that heard nothing itself leaves as the others do.
+    stopped = Stopped(self.step, self.request.signum or signal.SIGTERM)
+    self.echo(f'{stopped}; the same command again goes on from there')
+    return stopped
 
   def _rows(self) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
     """Data positions and rows from this run's position on, without the skipped ones."""
@@ -317,18 +325,36 @@ class _Run:
         self._log_line(done, position, report)
 
   def _at_boundary(self) -> None:
-    """Evaluation and checkpoint, where the step that was just dispatched is one for them."""
-    done, config = self.step, self.config
-    is_last = done == config.steps
-    if self.eval_batches is not None and self.evaluations:
-      if is_last or (config.evaluate.every and done % config.evaluate.every == 0):
-        self.settle_all()
-        with self.clock.paused():
-          self.evaluate()
-    if is_last or (config.checkpoint.every and done % config.checkpoint.every == 0):
+    """Checkpoint and evaluation, where the step that was just dispatched is one for them.
+
+    The checkpoint comes first, so that an evaluation that fails costs nothing that was trained.
+    """
+    every, evaluates = self.config.checkpoint.every, self._is_evaluated(self.step)
+    is_last = self.step == self.config.steps
+    saves = is_last or bool(every) and self.step % every == 0
+    if saves or evaluates:
       self.settle_all()
       with self.clock.paused():
-        self.save(wait=is_last)
+        if saves:
+          self.save(wait=is_last)
+        if evaluates:
+          self.evaluate()
+
+  def _is_evaluated(self, step: int) -> bool:
+    """Whether an evaluation belongs to this number of steps."""
+    every = self.config.evaluate.every
+    is_due = step == self.config.steps or bool(every) and step % every == 0
+    return is_due and self.held_out.has_any
+
+  def _catch_up(self) -> None:
+    """The evaluation that a run did not come to after its last checkpoint."""
+    if self.step and self._is_evaluated(self.step):
+      is_missing = np.bool_(not self.log.has('evaluate', self.step))
+      if jax.process_count() > 1:  # the log is the first process's
+        is_missing = multihost_utils.broadcast_one_to_all(is_missing)
+      if is_missing:
+        self.echo(f'evaluates step {self.step:,} first, which was saved but not evaluated')
+        self.evaluate()
 
   # What is written.
 
@@ -369,28 +395,14 @@ class _Run:
     return timing | ({'mfu': flops * rate / (peak * self.mesh.size)} if peak else {})
 
   def evaluate(self) -> None:
-    """Every evaluation of the Task over the held-out data, summed exactly, as one log line."""
-    uses_ema = self.state.ema is not None and self.config.evaluate.weights != 'params'
-    variables = {
-      **self.state.extra,
-      'params': self.state.ema if uses_ema else self.state.params,
-    }
-    if self.constants:
-      variables['constants'] = self.constants
-    # The same key at every evaluation, so that two of them differ by the weights alone.
-    key = jax.random.wrap_key_data(self.state.key)
-    totals = {name: {} for name in self.evaluations}
-    for number, rows in enumerate(self.eval_batches.once()):
-      if self.config.evaluate.batches is not None and number >= self.config.evaluate.batches:
-        break
-      batch = sharding.global_batch(self.mesh, rows)
-      for name, function in self.evaluations.items():
-        totals[name] = added(totals[name], function(variables, batch, key))
-    if not all(totals.values()):
-      raise ConfigError('the evaluation data gives no batch; check eval_data')
-    summaries, fields = self.task.summaries(), {'weights': 'ema' if uses_ema else 'params'}
-    for name, sums in totals.items():
-      fields |= {f'{name}/{metric}': x for metric, x in shown(sums, summaries).items()}
+    """Every evaluation of the Task over the held-out data, as one log line."""
+    single = jax.process_count() == 1
+    asked = lambda: single and self.request.signum is not None
+    fields = self.held_out.fields(self.state, self.constants, asked)
+    if fields is None:
+      # The step is saved, or will be; the next start evaluates it.
+      self.stop_agreed = self.is_evaluation_cut = True
+      return
     self.log.write('evaluate', self.step, fields)
 
   def save(self, wait: bool = False) -> None:
@@ -400,6 +412,7 @@ class _Run:
     self.log.flush()  # what is cut back to this step must be there
     meta = {
       'position': self.position,
+      'num_records': self._num_records(),
       'window': self.window.saved(),
       'config': configs.plain(self.config),
     }

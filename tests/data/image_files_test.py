@@ -63,6 +63,27 @@ def test_split_folders_are_splits_and_classes_have_one_number(place):
     image_source(only, 'test')
 
 
+def test_of_several_held_out_folders_the_labelled_one_counts(place):
+  files = {
+    f'{split}/{c}/{i}.png': _png(i) for split in ('train', 'Val') for i in (0, 1) for c in 'ab'
+  }
+  path = _put(place, {**files, 'test/7.png': _png(7), 'test/8.png': _png(8)})
+  train, test = image_source(path, 'train'), image_source(path, 'test')
+  assert train.classes == test.classes == ('a', 'b') and len(train) == len(test) == 4
+  assert 'Val' in test.name(0) and [test[i]['label'] for i in range(4)] == [0, 0, 1, 1]
+  assert len(image_source(path, 'all')) == 8
+  # Where both have classes the first name counts, and only that.
+  both = _put(place.with_name('y' + place.name), {**files, 'test/a/7.png': _png(7)})
+  test = image_source(both, 'test')
+  assert [test.name(i).rpartition('/')[2] for i in range(len(test))] == ['7.png']
+
+
+def test_a_picture_beside_the_class_folders_has_no_class(place):
+  path = _put(place, {'a/0.png': _png(0), 'b/1.png': _png(1), 'cover.png': _png(2)})
+  with pytest.raises(ConfigError, match="'cover.png' lies beside the class folders a, b"):
+    image_source(path, 'all')
+
+
 def test_hashed_splits_part_the_files_and_never_move(place, tmp_path):
   files = {f'c/{i:03d}.png': _png(i % 250) for i in range(300)}
   path = _put(place, files)
@@ -85,7 +106,13 @@ def test_labels_come_from_a_csv(place, tmp_path):
   source = image_source(path, 'all', labels=str(table))
   assert [source[i]['label'] for i in range(3)] == [1, 0, 1] and source.classes == ('cat', 'dog')
   assert [image_source(path, 'all')[i]['label'] for i in range(3)] == [0, 0, 0]
+  table.write_text('file,label\r\n0.png,2.0\r\n1.png, 10 \r\n2.png,0\r\n', encoding='utf-8-sig')
+  source = image_source(path, 'all', labels=str(table))
+  assert [source[i]['label'] for i in range(3)] == [2, 10, 0] and source.num_classes == 11
   for text, message in (
+    ('file,label\n0.png,1\n1.png,-1\n2.png,0\n', "label of '1.png' is -1, expected a class id"),
+    ('file,label\n0.png,1\n1.png,0.5\n2.png,0\n', "label of '1.png' is 0.5, expected a class id"),
+    ('file,label\n0.png,1\n1.png,\n2.png,0\n', "label of '1.png' is empty"),
     ('file,label\n0.png,1\n', "no row for 2 pictures, first '1.png'"),
     ('name,label\n', 'expected `file`'),
   ):

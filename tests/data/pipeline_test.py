@@ -245,8 +245,12 @@ def test_wrong_pictures_are_errors_that_name_them(folder):
     _batches(_folder_config(folder, channels=1), train=False).at(0)
   grey = _batches(_folder_config(folder, channels=1, convert_channels=True), train=False).at(0)
   assert grey['image_BYXC'].shape == (8, SIZE, SIZE, 1)
-  with pytest.raises(ConfigError, match=r'b/01.png has class id 1, but data.num_classes is 1'):
-    list(_batches(_folder_config(folder, num_classes=1), train=False).from_step(0))
+  # Folders say at once how many classes there are, other sources record by record.
+  with pytest.raises(ConfigError, match=r"has class id 1, but data.num_classes is 1 .* is 'b'"):
+    _batches(_folder_config(folder, num_classes=1), train=False)
+  digits = make_batches(DataConfig(channels=1, num_classes=5), batch_size=500, seed=0, train=False)
+  with pytest.raises(ConfigError, match=r'train\[\d+\] has class id 5, but data.num_classes is 5'):
+    list(digits.once())
 
 
 def test_mnist5k_comes_with_a_package_and_a_fixed_split():

@@ -4,27 +4,8 @@ import types
 
 import pytest
 
-from tests import programs, tiny_runs
-
-SCRIPT = """
-import sys
-from jaxmm import cli
-for line in sys.stdin.read().splitlines():
-  status = cli.main(line.split())
-  if status:
-    sys.exit(status)
-"""
-
-
-def run_verbs(*lines: str) -> str:
-  """Command lines one after another in one process of its own; what they printed.
-
-  Raises:
-    AssertionError: one failed.
-  """
-  status, said = programs.run_script(SCRIPT, typed='\n'.join(lines))
-  assert status == 0, said[-3000:]
-  return said
+from tests import tiny_runs
+from tests.programs import run_verbs
 
 
 @pytest.fixture(scope='package')

@@ -16,6 +16,7 @@ from jaxmm.models import image_lm
 from jaxmm.studies import convert, evaluation, loading
 from jaxmm.train import log
 from tests import tiny_runs
+from tests.programs import run_verbs
 
 
 def images_of(folder):
@@ -60,7 +61,7 @@ def test_a_second_call_compiles_nothing(path, tokenizer):
 def test_rows_without_a_batch_axis_are_refused(path, tokenizer):
   with pytest.raises(ConfigError, match=r'\[B, Y, X, C\], got \[8, 8, 3\]; .*image\[None\]'):
     tokenizer.encode(images_of(path.pictures)[0])
-  with pytest.raises(ConfigError, match=r'ids \[B, L\], got \[16\]; .*reshape\(1, -1\)'):
+  with pytest.raises(ConfigError, match=r'ids \[B, L\], got int32\[16\]; .*reshape\(1, -1\)'):
     tokenizer.decode(np.zeros(16, np.int32))
 
 
@@ -115,7 +116,28 @@ def test_moved_together_the_codes_still_lead_to_their_tokenizer(path, tmp_path):
   config['data']['path'] = '../tokens'
   (tmp_path / 'lm' / 'config.json').write_text(json.dumps(config))
   found = loading.tokenizer_of(loading.read_config(tmp_path / 'lm'), tmp_path / 'lm')
-  assert found.resolve() == (tmp_path / 'tokenizer').resolve()
+  assert found[0].resolve() == (tmp_path / 'tokenizer').resolve() and found[1] == 4
+
+
+def test_codes_are_decoded_by_the_step_that_wrote_them(path, tmp_path):
+  for name in ('tokenizer', 'tokens', 'lm'):
+    shutil.copytree(getattr(path, name), tmp_path / name)
+  config = json.loads((tmp_path / 'lm' / 'config.json').read_text())
+  config['data']['path'] = '../tokens'
+  (tmp_path / 'lm' / 'config.json').write_text(json.dumps(config))
+  before = jaxmm.load(tmp_path / 'lm').sample(range(3))
+  run_verbs(
+    f'train --config {tiny_runs.__file__}:tokenizer --workdir {tmp_path / "tokenizer"} '
+    f'--config.steps=6 --config.data.path={path.pictures} --accept-config-change'
+  )
+  assert jaxmm.load(tmp_path / 'tokenizer').step == 6
+  lm = jaxmm.load(tmp_path / 'lm')
+  assert lm.tokenizer().step == 4
+  np.testing.assert_array_equal(lm.sample(range(3)), before)
+  shutil.rmtree(tmp_path / 'tokenizer' / 'checkpoints' / '4')
+  with pytest.raises(ConfigError, match='by step 4 of .*, which now has the steps 6; codes'):
+    lm.sample(range(3))
+  assert lm.sample(range(3), tokenizer=tmp_path / 'tokenizer').shape == before.shape
 
 
 def test_an_average_that_was_not_kept_is_not_converted(path, tmp_path, capsys):

@@ -24,10 +24,37 @@ def test_defaults_of_trainer_data_and_optimizer_can_be_set():
     "checkpoint.keep_every: '(absent)' -> 10",
     "data.cache: '(absent)' -> True",
     "ema: '(absent)' -> 0.5",
+    "eval_data.cache: '(absent)' -> True",
     "mesh.fsdp: '(absent)' -> 2",
     "optimizer.generator.schedule: '(absent)' -> 'cosine'",
     "skip_batches: '(absent)' -> [5, 7]",
   ]  # fmt: skip
+
+
+def test_held_out_data_follows_where_it_was_the_same():
+  assert settings('data.image_size=4', 'data.split=test', 'data.path=A', 'eval_data.path=B') == [
+    'data.image_size: 8 -> 4',
+    "data.path: '' -> 'A'",
+    "data.split: 'train' -> 'test'",
+    'eval_data.image_size: 8 -> 4',
+    "eval_data.path: '' -> 'B'",
+  ]
+  assert settings('eval_data.path=B') == ["eval_data.path: '' -> 'B'"]
+  without = tiny_runs.get_config()
+  del without.eval_data
+  config = run.with_settings(without.lock(), ['data.path=A', 'data.cache=true'])
+  assert config.data.path == 'A' and 'eval_data' not in config
+
+
+@pytest.mark.parametrize('spec', ['crt/mini.py', 'crt/cifar10.py', 'crt/imagenet256.py:crt'])
+def test_own_pictures_are_evaluated_on_own_pictures(spec):
+  own = dict(name='images', path='P', image_size=64, channels=1, convert_channels=True)
+  config = run.with_settings(
+    configs.load_config(spec), [f'data.{name}={value}' for name, value in own.items()]
+  )
+  for section in (config.data, config.eval_data):
+    assert {name: section[name] for name in own} == own
+  assert config.eval_data.split == 'test'
 
 
 def test_every_setting_of_the_model_can_be_set_and_none_switches_a_part_off():

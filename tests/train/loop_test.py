@@ -50,7 +50,16 @@ state = loop.train(
 
 
 def train(
-  case, workdir, mesh_name='one', lines=None, *, task=None, batches=None, config=None, **kw
+  case,
+  workdir,
+  mesh_name='one',
+  lines=None,
+  *,
+  task=None,
+  batches=None,
+  held_out=None,
+  config=None,
+  **kw,
 ):
   """A run of a case in this process, on one entry of MESHES."""
   mesh, rules, microbatches = train_cases.make_mesh(mesh_name)
@@ -61,7 +70,7 @@ def train(
     task or case.make_task(),
     batches or case.make_batches(0, 1),
     str(workdir),
-    eval_batches=case.make_eval(0, 1),
+    eval_batches=held_out or case.make_eval(0, 1),
     mesh=mesh,
     echo=(lines if lines is not None else []).append,
     **kw,
@@ -297,6 +306,59 @@ def test_a_signal_saves_and_leaves_cleanly(signum, reference, tmp_path):
   assert stopped.value.code == 128 + signum and stopped.value.step < 10
   assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
   assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == stopped.value.step
+  assert_same_state(train(TOY, tmp_path), reference[1])
+  assert log_of(tmp_path) == log_of(reference[0])
+
+
+def test_data_that_grew_is_told_before_the_order_changes(reference, tmp_path):
+  train(TOY, tmp_path, stop_after=9)
+  grown = TOY.make_batches(0, 1)
+  grown.num_records = 102
+  with pytest.raises(ConfigError, match='has 102 records, but had 101 when this run was saved'):
+    train(TOY, tmp_path, batches=grown)
+  train(TOY, tmp_path, batches=grown, stop_after=10, accept_config_change=True)
+  assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == 10
+
+
+class HeldOutThat:
+  """The toy's held-out rows; before the third batch of the pass number `at` something happens."""
+
+  def __init__(self, happens, at):
+    self._toy, self._happens, self._passes, self._at = TOY.make_eval(0, 1), happens, 0, at
+
+  def once(self):
+    self._passes += 1
+    for number, rows in enumerate(self._toy.once()):
+      if number == 2 and self._passes == self._at:
+        self._happens()
+      yield rows
+
+
+def fails():
+  raise ConfigError('a label is out of range')
+
+
+def test_a_failing_evaluation_costs_no_step(reference, tmp_path):
+  # The first pass looks at one batch; the third is the evaluation after the last step.
+  with pytest.raises(ConfigError, match='^in eval_data: a label is out of range'):
+    train(TOY, tmp_path, held_out=HeldOutThat(fails, at=3))
+  assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == 20
+  assert [x['step'] for x in log_of(tmp_path) if x['kind'] == 'evaluate'] == [10]
+  lines = []
+  state = train(TOY, tmp_path, lines=lines)
+  assert any('evaluates step 20 first' in line for line in lines)
+  assert not any('compiling the step' in line for line in lines)
+  assert_same_state(state, reference[1])
+  assert log_of(tmp_path) == log_of(reference[0])
+
+
+@pytest.mark.parametrize('at, step', [(2, 10), (3, 20)])
+def test_a_signal_does_not_wait_for_an_evaluation(at, step, reference, tmp_path):
+  told = lambda: os.kill(os.getpid(), signal.SIGTERM)
+  with pytest.raises(loop.Stopped) as stopped:
+    train(TOY, tmp_path, held_out=HeldOutThat(told, at))
+  assert stopped.value.step == step == Checkpoints(tmp_path / 'checkpoints').steps()[-1]
+  assert not any(x['step'] == step and x['kind'] == 'evaluate' for x in log_of(tmp_path))
   assert_same_state(train(TOY, tmp_path), reference[1])
   assert log_of(tmp_path) == log_of(reference[0])
 
