@@ -22,14 +22,15 @@ from tests.train_cases import CASES, TOY
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-# A run in another process: case, workdir, overrides (JSON); `die_at` kills it at that batch.
+# A run in another process: case, workdir, overrides (JSON); `die_at` kills it at that batch,
+# `die_saving` [step, seconds] so long after that step's checkpoint is begun.
 SCRIPT = """
-import json, os, signal, sys
+import json, os, signal, sys, threading
 sys.path.insert(0, os.getcwd())
 import jax
 from tests import train_cases
 overrides = json.loads(sys.argv[3])
-die_at = overrides.pop('die_at', None)
+die_at, die_saving = overrides.pop('die_at', None), overrides.pop('die_saving', None)
 case = train_cases.CASES[sys.argv[1]]
 batches = case.make_batches(jax.process_index(), jax.process_count())
 if die_at is not None:
@@ -42,6 +43,14 @@ if die_at is not None:
   batches.from_step = dying
 print('ready', flush=True)
 from jaxmm.train import loop
+if die_saving is not None:
+  step, seconds = die_saving
+  save = loop.Checkpoints.save
+  def dying(self, now, *args, **kwargs):
+    if now == step:
+      threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    save(self, now, *args, **kwargs)
+  loop.Checkpoints.save = dying
 state = loop.train(
   case.run_config(**overrides), case.make_task(), batches, sys.argv[2],
   eval_batches=case.make_eval(jax.process_index(), jax.process_count()),
@@ -215,6 +224,19 @@ def test_killed_ten_times_it_ends_bit_identical(case_name, tmp_path):
   steps = sorted(random.Random(0).choices(range(case.config['steps']), k=10))
   kill_and_resume(case, tmp_path / 'killed', steps)
   assert_same_state(saved_state(case, tmp_path / 'killed'), saved_state(case, tmp_path / 'whole'))
+  assert log_of(tmp_path / 'killed') == log_of(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+def test_killed_while_it_saves_it_ends_bit_identical(tmp_path):
+  kill_and_resume(TOY, tmp_path / 'whole', [])
+  # From before the first file is there to after the last.
+  for step, seconds in ((4, 0.0), (4, 0.01), (8, 0.03), (12, 0.06), (16, 0.12), (20, 0.02)):
+    process = spawn('toy', tmp_path / 'killed', die_saving=[step, seconds])
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode in (-signal.SIGKILL, 0), out
+  kill_and_resume(TOY, tmp_path / 'killed', [])
+  assert_same_state(saved_state(TOY, tmp_path / 'killed'), saved_state(TOY, tmp_path / 'whole'))
   assert log_of(tmp_path / 'killed') == log_of(tmp_path / 'whole')
 
 
