@@ -158,10 +158,10 @@ class Verdict:
     count = {o: sum(f.outcome == o for f in self.findings) for o in ('holds', 'fails', 'open')}
     seeds = ', '.join(str(s) for s in self.findings[0].seeds)
     reported = len(self.findings) - sum(count.values())
+    more = f'; {reported} more {"is" if reported == 1 else "are"} reported, not judged'
     return (
       f'{count["holds"]} of {sum(count.values())} criteria hold, {count["fails"]} fail, '
-      f'{count["open"]} stay open (seeds {seeds})'
-      + (f'; {reported} more are reported, not judged.' if reported else '.')
+      f'{count["open"]} stay open (seeds {seeds}){more if reported else ""}.'
     )
 
   def to_json(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_the_tables_hold_the_numbers(study):
   assert lines[4].startswith('| fewer   bits | 439 ± 1 (crt) | 462 ± 1 (base) | -23 |')
   assert lines[5].startswith('| than zero | 439 ± 1 (crt) | 402 ± 1 (zero) | 37 | 37 to 37 ')
   assert lines[5].endswith('| reported, not judged |')
-  assert '1 more are reported, not judged.' in lines[0]
+  assert '1 more is reported, not judged.' in lines[0]
   assert '|  | base | crt | zero |' in lines
   assert '| Frechet distance of reconstructions | 22 (21 to 23)' in text
   assert 'lost by generating | 10 (10 to 10) | 10 (10 to 10) |' in text
