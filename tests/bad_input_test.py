@@ -132,6 +132,7 @@ def test_workdir_that_cannot_be_written(pictures, tmp_path, capsys):
     ('model.vqgan.quantizer.code=3', ("model.vqgan.quantizer has no key 'code'", 'mean codes')),
     ('steps=many', ('--config.steps=many: expected int (now 4)',)),
     ('steps=0', ('steps is 0, expected a number >= 1',)),
+    ('evaluate.batches=0', ('evaluate.batches is 0, expected a number >= 1',)),
     ('batch=9', ('batch is 9', 'use 8 or 16')),
     ('rules=ddp', ("rules is 'ddp'", 'dp, fsdp, tensor')),
     ('task=jaxmm.nothing', ("task is 'jaxmm.nothing'", 'no such module')),

@@ -3,6 +3,7 @@
     root/<class>/*.jpg             the class is the folder, numbered in sorted order
     root/train/<class>/*.jpg       the split is the first folder where all of them are splits:
                                    train, and the first there is of test, val, validation
+                                   (not one of flat pictures where another has classes)
     root/*.jpg and a labels csv    columns `file` and `label` (or `class_index`, or `class`)
 
 Pictures that lie flat, with no csv, are all of class 0.

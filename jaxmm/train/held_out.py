@@ -21,6 +21,8 @@ from jaxmm.train.window import added, shown
 class BatchSource(Protocol):
   """What the trainer needs of the data (`jaxmm.data.pipeline.Batches`)."""
 
+  num_records: int
+
   def at(self, step: int) -> Mapping[str, np.ndarray]: ...
 
   def record_ids(self, step: int) -> np.ndarray: ...
@@ -53,10 +55,14 @@ class HeldOut:
 
   @property
   def has_any(self) -> bool:
+    """Whether there is anything to evaluate."""
     return bool(self._functions)
 
   def check(self, abstract: TrainState) -> None:
     """Reads the first rows and traces the evaluations on them, before a step is spent.
+
+    Args:
+      abstract: shapes and dtypes of the state.
 
     Raises:
       ConfigError: the data cannot be read, is empty, or does not fit the Task.
@@ -82,7 +88,19 @@ class HeldOut:
   def fields(
     self, state: TrainState, constants: Mapping[str, Any], is_stopped: Callable[[], bool]
   ) -> dict[str, Any] | None:
-    """The values of one log line; None if it was stopped on the way."""
+    """One pass over the held-out data (or `config.batches` of it), summed exactly.
+
+    Args:
+      state: its average of the parameters counts where there is one and the config wants it.
+      constants: of the Task, on the devices.
+      is_stopped: asked before every batch.
+
+    Returns:
+      `{'weights': 'ema' or 'params', 'evaluation/metric': value}`; None if it was stopped.
+
+    Raises:
+      ConfigError: a record that the data refuses, named.
+    """
     uses_ema = state.ema is not None and self._config.weights != 'params'
     variables = {**state.extra, 'params': state.ema if uses_ema else state.params}
     if constants:

@@ -214,16 +214,13 @@ class _Run:
 
   def _check_records(self, before: int | None, accepts_change: bool) -> None:
     """The order of the rows hangs on their number."""
-    now = self._num_records()
-    if before is not None and now is not None and now != before and not accepts_change:
+    now = self.batches.num_records
+    if before not in (None, now) and not accepts_change:
       raise ConfigError(
         f'the data has {now:,} records, but had {before:,} when this run was saved, so the rest '
         'would come in another order; give it the same data, or --accept-config-change goes on '
         'with what there is now'
       )
-
-  def _num_records(self) -> int | None:
-    return getattr(self.batches, 'num_records', None)
 
   # The loop.
 
@@ -412,7 +409,7 @@ class _Run:
     self.log.flush()  # what is cut back to this step must be there
     meta = {
       'position': self.position,
-      'num_records': self._num_records(),
+      'num_records': self.batches.num_records,
       'window': self.window.saved(),
       'config': configs.plain(self.config),
     }

@@ -113,9 +113,10 @@ class RunConfig:
       'checkpoint.keep': (self.checkpoint.keep, 1),
       'log.every': (self.log.every, 1),
       'evaluate.every': (self.evaluate.every, 0),
+      'evaluate.batches': (self.evaluate.batches, 1),
     }
     for name, (value, low) in at_least.items():
-      if value < low:
+      if value is not None and value < low:
         raise ConfigError(f'{name} is {value}, expected a number >= {low}')
     if self.evaluate.weights not in ('auto', 'params', 'ema'):
       raise ConfigError(

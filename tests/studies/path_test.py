@@ -109,35 +109,36 @@ def test_sample_reconstruct_and_report_wrote_their_files(path):
   assert 'cross_entropy' in (path.lm / 'report.html').read_text()
 
 
-def test_moved_together_the_codes_still_lead_to_their_tokenizer(path, tmp_path):
+@pytest.fixture
+def moved(path, tmp_path):
+  """Tokenizer, codes and image model copied to another place together."""
   for name in ('tokenizer', 'tokens', 'lm'):
     shutil.copytree(getattr(path, name), tmp_path / name)
   config = json.loads((tmp_path / 'lm' / 'config.json').read_text())
   config['data']['path'] = '../tokens'
   (tmp_path / 'lm' / 'config.json').write_text(json.dumps(config))
-  found = loading.tokenizer_of(loading.read_config(tmp_path / 'lm'), tmp_path / 'lm')
-  assert found[0].resolve() == (tmp_path / 'tokenizer').resolve() and found[1] == 4
+  return tmp_path
 
 
-def test_codes_are_decoded_by_the_step_that_wrote_them(path, tmp_path):
-  for name in ('tokenizer', 'tokens', 'lm'):
-    shutil.copytree(getattr(path, name), tmp_path / name)
-  config = json.loads((tmp_path / 'lm' / 'config.json').read_text())
-  config['data']['path'] = '../tokens'
-  (tmp_path / 'lm' / 'config.json').write_text(json.dumps(config))
-  before = jaxmm.load(tmp_path / 'lm').sample(range(3))
+def test_moved_together_the_codes_still_lead_to_their_tokenizer(moved):
+  directory, step = loading.tokenizer_of(loading.read_config(moved / 'lm'), moved / 'lm')
+  assert directory.resolve() == (moved / 'tokenizer').resolve() and step == 4
+
+
+def test_codes_are_decoded_by_the_step_that_wrote_them(path, moved):
+  before = jaxmm.load(moved / 'lm').sample(range(3))
   run_verbs(
-    f'train --config {tiny_runs.__file__}:tokenizer --workdir {tmp_path / "tokenizer"} '
+    f'train --config {tiny_runs.__file__}:tokenizer --workdir {moved / "tokenizer"} '
     f'--config.steps=6 --config.data.path={path.pictures} --accept-config-change'
   )
-  assert jaxmm.load(tmp_path / 'tokenizer').step == 6
-  lm = jaxmm.load(tmp_path / 'lm')
+  assert jaxmm.load(moved / 'tokenizer').step == 6
+  lm = jaxmm.load(moved / 'lm')
   assert lm.tokenizer().step == 4
   np.testing.assert_array_equal(lm.sample(range(3)), before)
-  shutil.rmtree(tmp_path / 'tokenizer' / 'checkpoints' / '4')
+  shutil.rmtree(moved / 'tokenizer' / 'checkpoints' / '4')
   with pytest.raises(ConfigError, match='by step 4 of .*, which now has the steps 6; codes'):
     lm.sample(range(3))
-  assert lm.sample(range(3), tokenizer=tmp_path / 'tokenizer').shape == before.shape
+  assert lm.sample(range(3), tokenizer=moved / 'tokenizer').shape == before.shape
 
 
 def test_an_average_that_was_not_kept_is_not_converted(path, tmp_path, capsys):
