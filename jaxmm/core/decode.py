@@ -3,8 +3,7 @@
 Few rows make decoding a matter of reading weights. Blocks are unrolled, because a scan over stacked
 weights copies each slice at every token, and activations are feature-major, `W[out, in] @ h[in,
 rows]`, which streams weights two to three times as fast as `h @ W` on a CPU. `decode_layout` makes
-these parameters once, outside the compiled loop. The cache holds keys with their positions last, so
-that a query runs along the memory of all keys. Tested equal to `transformer.Stack`.
+these parameters once, outside the compiled loop. Tested equal to `transformer.Stack`.
 
 Axes: R rows (examples, twice with guidance), D width, N heads, K key/value heads, G = N / K, H head
 width, F hidden, S positions in the cache.
@@ -21,11 +20,8 @@ import jax.numpy as jnp
 from jaxmm.core import axes, layers, masks, positions
 from jaxmm.core.transformer import GATED, PLAIN, Context, StackConfig, unstacked
 
-# Of the cache's keys [R, K, H, S] and values [R, K, S, H].
-CACHE_AXES = (
-  (axes.BATCH, axes.ACT_HEADS, None, axes.LENGTH),
-  (axes.BATCH, axes.ACT_HEADS, axes.LENGTH, None),
-)
+# Of the cache's keys and values, both [R, K, S, H].
+CACHE_AXES = (axes.BATCH, axes.ACT_HEADS, axes.LENGTH, None)
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 Layout = dict[str, Any]
 
@@ -86,17 +82,10 @@ def _fused(denses, config: StackConfig, names) -> Layout:
 
 
 def empty_cache(config: StackConfig, rows: int, length: int) -> Cache:
-  """A cache of zeros for `length` positions: (keys [R, K, H, S], values [R, K, S, H]) a block."""
-  K, H = config.kv_heads, config.head_width
-  shapes = ((rows, K, H, length), (rows, K, length, H))
-
-  def zeros():
-    return tuple(
-      axes.constrain(jnp.zeros(shape, config.dtype), *names)
-      for shape, names in zip(shapes, CACHE_AXES)
-    )
-
-  return tuple(zeros() for _ in range(config.depth))
+  """A cache of zeros for `length` positions: (keys, values) [R, K, S, H] a block."""
+  shape = (rows, config.kv_heads, length, config.head_width)
+  zeros = lambda: axes.constrain(jnp.zeros(shape, config.dtype), *CACHE_AXES)
+  return tuple((zeros(), zeros()) for _ in range(config.depth))
 
 
 def grown_cache(cache: Cache, length: int) -> Cache:
@@ -104,15 +93,9 @@ def grown_cache(cache: Cache, length: int) -> Cache:
   more = length - _positions(cache)
   if not more:
     return cache
-  none = (0, 0)
-  widths = ((none, none, none, (0, more)), (none, none, (0, more), none))
-
-  def grown(kv):
-    return tuple(
-      axes.constrain(jnp.pad(a, width), *names) for a, width, names in zip(kv, widths, CACHE_AXES)
-    )
-
-  return tuple(grown(kv) for kv in cache)
+  width = ((0, 0), (0, 0), (0, more), (0, 0))
+  grown = lambda a: axes.constrain(jnp.pad(a, width), *CACHE_AXES)
+  return tuple((grown(keys), grown(values)) for keys, values in cache)
 
 
 def _positions(cache: Cache) -> int:
@@ -121,8 +104,8 @@ def _positions(cache: Cache) -> int:
 
 def cache_of(kv: tuple[jax.Array, jax.Array], config: StackConfig, length: int) -> Cache:
   """The cache after a prompt, from the keys and values of `Stack(return_kv=True)`."""
-  keys, values = (a.astype(config.dtype) for a in kv)  # [depth, R, S, K, H]
-  keys, values = jnp.moveaxis(keys, 2, 4), jnp.swapaxes(values, 2, 3)
+  # From [depth, R, S, K, H].
+  keys, values = (jnp.swapaxes(a.astype(config.dtype), 2, 3) for a in kv)
   return grown_cache(tuple(zip(keys, values)), length)
 
 
@@ -139,7 +122,7 @@ def context_cache(
     k, v = (_projected(tokens, block['cross'][name], config) for name in ('key', 'value'))
     if 'key_norm' in block['cross']:
       k = layers.rms_norm(k, block['cross']['key_norm']['scale'], config.norm_eps)
-    out.append((jnp.swapaxes(k, 2, 3), v))
+    out.append((k, v))
   return tuple(out)
 
 
@@ -229,13 +212,14 @@ def _self_attention(block, config: StackConfig, h_DR, kv, position, allowed_RS, 
     q = positions.rotated(q, cos, sin, config.rotary, axis=1)
     k = positions.rotated(k, cos, sin, config.rotary, axis=1)
   keys, values = (
-    axes.constrain(jax.lax.dynamic_update_slice(old, new, place), *names)
-    for old, new, place, names in (
-      (kv[0], jnp.moveaxis(k, 2, 0)[..., None], (0, 0, 0, position), CACHE_AXES[0]),
-      (kv[1], jnp.moveaxis(v, 2, 0)[:, :, None], (0, 0, position, 0), CACHE_AXES[1]),
-    )
+    axes.constrain(jax.lax.dynamic_update_slice(old, new, (0, 0, position, 0)), *CACHE_AXES)
+    for old, new in ((kv[0], _as_entry(k)), (kv[1], _as_entry(v)))
   )
   return _attended(block['out'], config, q, keys, values, allowed_RS), (keys, values)
+
+
+def _as_entry(x_KHR):
+  return jnp.moveaxis(x_KHR, 2, 0)[:, :, None]
 
 
 def _cross_attention(block, config: StackConfig, h_DR, kv, valid_RS):
@@ -247,11 +231,11 @@ def _cross_attention(block, config: StackConfig, h_DR, kv, valid_RS):
   return _attended(block['out'], config, q, *kv, allowed)
 
 
-def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKHS, values_RKSH, allowed_RS):
+def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKSH, values_RKSH, allowed_RS):
   (N, H, R), K = q_NHR.shape, config.kv_heads
   scale = H**-0.5 if config.attention_scale is None else config.attention_scale
   q_RKGH = jnp.moveaxis(q_NHR, 2, 0).reshape(R, K, N // K, H)
-  logits = jnp.einsum('RKGH,RKHS->RKGS', q_RKGH, keys_RKHS, preferred_element_type=jnp.float32)
+  logits = jnp.einsum('RKGH,RKSH->RKGS', q_RKGH, keys_RKSH, preferred_element_type=jnp.float32)
   allowed = allowed_RS[:, None, None]
   weights = jax.nn.softmax(jnp.where(allowed, logits * scale, _HIDDEN), axis=-1)
   weights = jnp.where(allowed, weights, 0.0).astype(values_RKSH.dtype)
