@@ -167,23 +167,25 @@ def decode_step(
     allowed = allowed & mask.allowed(jnp.asarray(position)[None], key_S)[:, 0]
   filled = []
   for i, block in enumerate(layout['blocks']):
-    h = _normed(x_DR, block['attention_norm'], config)
+    h = _read(x_DR, block['attention_norm'], config)
     y, kv = _self_attention(block, config, h, cache[i], position, allowed, rotary)
     filled.append(kv)
-    x_DR = x_DR + y
+    x_DR = _added(x_DR, y, block['attention_norm'], config)
     if 'cross' in block:
       if context is None:
         raise ValueError("a block of kind 'cross' needs a context; pass context_cache(...)")
-      h = _normed(x_DR, block['cross_norm'], config)
-      x_DR = x_DR + _cross_attention(block['cross'], config, h, context[i], context_valid_RS)
-    h = _linear(block['up'], _normed(x_DR, block['mlp_norm'], config))
+      h = _read(x_DR, block['cross_norm'], config)
+      y = _cross_attention(block['cross'], config, h, context[i], context_valid_RS)
+      x_DR = _added(x_DR, y, block['cross_norm'], config)
+    h = _linear(block['up'], _read(x_DR, block['mlp_norm'], config))
     if config.mlp in GATED:
       gate, up = jnp.split(h, 2)
       h = GATED[config.mlp](gate) * up
     else:
       h = PLAIN[config.mlp](h)
     h = axes.constrain(h, axes.ACT_MLP, axes.BATCH)
-    x_DR = axes.constrain(x_DR + _linear(block['down'], h), axes.ACT_EMBED, axes.BATCH)
+    x_DR = _added(x_DR, _linear(block['down'], h), block['mlp_norm'], config)
+    x_DR = axes.constrain(x_DR, axes.ACT_EMBED, axes.BATCH)
   if layout['final_norm'] is not None:
     x_DR = _normed(x_DR, layout['final_norm'], config)
   return x_DR, tuple(filled)
@@ -193,6 +195,16 @@ def _normed(x_DR, norm: Layout, config: StackConfig):
   if config.norm == 'rms':
     return layers.rms_norm(x_DR, norm['scale'], config.norm_eps, axis=0)
   return layers.layer_norm(x_DR, norm['scale'], norm.get('bias'), config.norm_eps, axis=0)
+
+
+def _read(x_DR, norm: Layout, config: StackConfig):
+  """What attention or the MLP reads of the residual stream."""
+  return _normed(x_DR, norm, config) if config.norm_place == 'pre' else x_DR
+
+
+def _added(x_DR, y_DR, norm: Layout, config: StackConfig):
+  """The residual stream with what was computed from it."""
+  return x_DR + y_DR if config.norm_place == 'pre' else _normed(x_DR + y_DR, norm, config)
 
 
 def _linear(dense: Layout, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The one transformer: a pre-norm Stack, scanned over depth. It knows no vocabulary.
+"""The one transformer: a Stack of blocks, scanned over depth. It knows no vocabulary.
 
 Axes: B batch, L positions, S positions of the context, D model width, N heads, K key/value heads, H
 head width, F hidden width, T depth. Parameters of the blocks have a leading axis of groups (depth /
@@ -28,6 +28,7 @@ PLAIN = {
   'silu': nn.silu,
 }
 REMAT = ('none', 'block', 'dots')
+NORM_PLACES = ('pre', 'post')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class StackConfig:
       (plain).
     norm: 'rms' or 'layer'.
     norm_eps: added to the variance.
+    norm_place: 'pre' normalises what attention and MLP read (GPT-2, Llama), 'post' the stream after
+      each addition (the first transformer, arXiv:1706.03762, and BERT; they have no final norm).
     rotary: 'adjacent' or 'split', which channels the rotary tables pair; used only when tables are
       given.
     qk_norm: RMSNorm of queries and keys over H, before the rotation.
@@ -72,6 +75,7 @@ class StackConfig:
   mlp: str = 'swiglu'
   norm: str = 'rms'
   norm_eps: float = 1e-5
+  norm_place: str = 'pre'
   rotary: str = 'split'
   qk_norm: bool = False
   bias: bool = False
@@ -90,6 +94,7 @@ class StackConfig:
     choices = {
       'mlp': (*GATED, *PLAIN),
       'norm': ('rms', 'layer'),
+      'norm_place': NORM_PLACES,
       'rotary': positions.PAIRINGS,
       'remat': REMAT,
       'attention_backend': attention.BACKENDS,
@@ -226,7 +231,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """x + attention(norm x), then (kind 'cross') + attention(norm x, context), then + mlp(norm x)."""
+  """x + attention(norm x), then (kind 'cross') + attention(norm x, context), then + mlp(norm x).
+
+  With `norm_place` 'post' each step is norm(x + f(x)) instead of x + f(norm x).
+  """
 
   config: StackConfig
   kind: str = 'self'
@@ -236,26 +244,32 @@ class Block(nn.Module):
     """The block's output [B, L, D] and its self-attention's keys and values [B, L, K, H]."""
     cfg = self.config
     seeds = inputs.seeds_B2
+    kv = None
 
-    def added(x, y, place):
+    def added(x, name, place, f):
+      norm = _norm(cfg, name)
+      y = f(norm(x) if cfg.norm_place == 'pre' else x)
       place_seeds = None if seeds is None else layers.fold_seeds(seeds, layer, place)
       x = x + layers.dropout(y, cfg.dropout, place_seeds)
+      x = norm(x) if cfg.norm_place == 'post' else x
       return axes.constrain(x, axes.BATCH, axes.LENGTH, axes.ACT_EMBED)
 
-    h = _norm(cfg, 'attention_norm')(x_BLD)
-    y, kv = Attention(cfg, name='attention')(h, h, inputs.mask, inputs.rotary, inputs.bias_NLS)
-    x_BLD = added(x_BLD, y, 0)
+    def self_attention(h):
+      nonlocal kv
+      y, kv = Attention(cfg, name='attention')(h, h, inputs.mask, inputs.rotary, inputs.bias_NLS)
+      return y
+
+    def cross_attention(h):
+      context = inputs.context
+      mask = context.mask(h.shape[1])
+      return Attention(cfg, name='cross')(h, context.tokens_BSD, mask, None, None)[0]
+
+    x_BLD = added(x_BLD, 'attention_norm', 0, self_attention)
     if self.kind == 'cross':
       if inputs.context is None:
         raise ValueError("a block of kind 'cross' needs a context; pass Stack(...)(context=...)")
-      h = _norm(cfg, 'cross_norm')(x_BLD)
-      context = inputs.context
-      y, _ = Attention(cfg, name='cross')(
-        h, context.tokens_BSD, context.mask(h.shape[1]), None, None
-      )
-      x_BLD = added(x_BLD, y, 1)
-    y = Mlp(cfg, name='mlp')(_norm(cfg, 'mlp_norm')(x_BLD))
-    return added(x_BLD, y, 2), kv
+      x_BLD = added(x_BLD, 'cross_norm', 1, cross_attention)
+    return added(x_BLD, 'mlp_norm', 2, Mlp(cfg, name='mlp')), kv
 
 
 @flax.struct.dataclass

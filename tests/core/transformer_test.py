@@ -30,6 +30,19 @@ CONFIGS = {
     attention_chunk=4,
     init_std=None,
   ),
+  'post-norm with cross blocks': StackConfig(
+    depth=4,
+    width=D,
+    num_heads=4,
+    hidden=20,
+    mlp='gelu',
+    norm='layer',
+    norm_eps=1e-12,
+    norm_place='post',
+    bias=True,
+    pattern=('self', 'cross'),
+    final_norm=False,
+  ),
 }
 
 
@@ -85,7 +98,7 @@ def test_stack_equals_the_blackboard(run):
   for b in range(B):
     expected_states, expected = reference.stack(
       blocks,
-      params['final_norm'],
+      params.get('final_norm'),
       config,
       x[b].astype(np.float64),
       np.tril(np.ones((L, L), bool)),
@@ -179,6 +192,7 @@ def test_dropout_follows_the_example_not_its_row(dropped):
     (dict(num_kv_heads=3), 'num_kv_heads 3 does not divide num_heads 2'),
     (dict(pattern=('self', 'cross', 'self')), 'divides depth 2'),
     (dict(pattern=('sefl',)), 'expected kinds from self, cross'),
+    (dict(norm_place='both'), "norm_place is 'both', expected one of pre, post"),
     (dict(dropout=1.0), 'dropout is 1.0'),
     (dict(depth=0), 'depth is 0'),
   ],

@@ -87,13 +87,17 @@ def mlp(p, config, x_LD):
 def stack(blocks, final_norm, config, x_LD, allowed_LS, rotary=None, context_SD=None, bias=None):
   """All states of one example, first to last, and the hidden states after the final norm."""
   states = [x_LD]
+
+  def added(x, p, f):
+    return x + f(norm(x, p, config)) if config.norm_place == 'pre' else norm(x + f(x), p, config)
+
   for p in blocks:
-    h = norm(x_LD, p['attention_norm'], config)
-    x_LD = x_LD + attend(p['attention'], config, h, h, allowed_LS, rotary, bias)
+    self_attend = lambda h, p=p: attend(p['attention'], config, h, h, allowed_LS, rotary, bias)
+    x_LD = added(x_LD, p['attention_norm'], self_attend)
     if 'cross' in p:
-      h = norm(x_LD, p['cross_norm'], config)
-      all_seen = np.ones((len(h), len(context_SD)), bool)
-      x_LD = x_LD + attend(p['cross'], config, h, context_SD, all_seen, None)
-    x_LD = x_LD + mlp(p['mlp'], config, norm(x_LD, p['mlp_norm'], config))
+      all_seen = np.ones((len(x_LD), len(context_SD)), bool)
+      cross = lambda h, p=p, seen=all_seen: attend(p['cross'], config, h, context_SD, seen, None)
+      x_LD = added(x_LD, p['cross_norm'], cross)
+    x_LD = added(x_LD, p['mlp_norm'], lambda h, p=p: mlp(p['mlp'], config, h))
     states.append(x_LD)
-  return np.stack(states), norm(x_LD, final_norm, config)
+  return np.stack(states), x_LD if final_norm is None else norm(x_LD, final_norm, config)
