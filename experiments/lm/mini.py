@@ -2,8 +2,9 @@
 
     jaxmm train --config experiments/lm/mini.py --config.data.path=TEXT --workdir runs/text-lm
 
-TEXT is a .txt or .md file, a .jsonl file with a field `text`, or a folder of these; a tenth of it
-is held out. `eval_data` reads what `data` reads unless it is told otherwise.
+TEXT is a .txt or .md file, a .jsonl (.gz, .zst), .parquet or .array_record file with a field
+`text`, or a folder of these; a tenth of it is held out. `eval_data` reads what `data` reads unless
+it is told otherwise.
 """
 
 from ml_collections import ConfigDict, FieldReference

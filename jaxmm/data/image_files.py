@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Sequence
 
 from jaxmm.config import ConfigError
+from jaxmm.data import corpus
 from jaxmm.data.sources import (
   Record,
   Source,
@@ -32,14 +33,15 @@ from jaxmm.data.sources import (
   split_folders,
 )
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.ppm', '.tif', '.tiff')
-
 
 class FileSource:
-  """Named pictures with labels, read by `read(file) -> bytes`."""
+  """Named pictures with labels, read by `read(file) -> bytes`; `others` are of other splits."""
 
-  def __init__(self, root: str, files: Sequence[str], labels: Sequence[int], classes, read):
+  def __init__(
+    self, root: str, files: Sequence[str], labels: Sequence[int], classes, read, others=()
+  ):
     self._root, self._files, self._labels, self._read = root, list(files), list(labels), read
+    self._others = others
     self.classes: tuple[str, ...] = tuple(classes)
     self.num_classes = len(self.classes) or None
 
@@ -54,6 +56,12 @@ class FileSource:
 
   def name(self, i: int) -> str:
     return f'{self._root}/{self._files[i]}'
+
+  def id(self, i: int) -> str:
+    return self._files[i]
+
+  def other_ids(self) -> Sequence[str]:
+    return self._others
 
 
 def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str = '') -> Source:
@@ -79,9 +87,10 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
     raise ConfigError(f'data.path {path!r} is neither a folder nor a zip of pictures')
   else:
     raise ConfigError(f'data.path {path!r} does not exist')
-  files = sorted(f for f in files if f.lower().endswith(SUFFIXES) and not _is_hidden(f))
+  files = sorted(f for f in files if f.lower().endswith(corpus.IMAGES) and not corpus.is_hidden(f))
   if not files:
-    raise ConfigError(f'data.path {path!r} holds no pictures ({", ".join(SUFFIXES)})')
+    raise ConfigError(f'data.path {path!r} holds no pictures ({", ".join(corpus.IMAGES)})')
+  all_files = files
   if not labels:
     files = _without_unlabelled_split(files)
   chosen, below = _split_files(files, split, test_fraction, path)
@@ -102,7 +111,8 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
       )
     number = {name: i for i, name in enumerate(classes)}
     class_ids = [number[_folder_class(f, below)] for f in chosen]
-  return FileSource(str(path), chosen, class_ids, classes, read)
+  others = sorted(set(all_files) - set(chosen))
+  return FileSource(str(path), chosen, class_ids, classes, read, others)
 
 
 def _folder_files(root: pathlib.Path) -> list[str]:
@@ -111,10 +121,6 @@ def _folder_files(root: pathlib.Path) -> list[str]:
     inner = pathlib.Path(folder).relative_to(root)
     found += [(inner / n).as_posix() for n in names]
   return found
-
-
-def _is_hidden(file: str) -> bool:
-  return any(part.startswith(('.', '__MACOSX')) for part in file.split('/'))
 
 
 def _without_unlabelled_split(files: list[str]) -> list[str]:

@@ -141,13 +141,22 @@ class PackedSource:
   A record is `{'ids_L': int32, 'weight_L': float32, 'segment_L': int32}`: segments count from 1
   within the row, 0 is padding (id `pad_id`). The weight is that of the token as a target: 0 for
   padding and for the first token of each segment, which nothing in its segment predicts (begin
-  documents with a token of their own if their first token should count).
+  documents with a token of their own if their first token should count). `kept_fingerprint` is that
+  of the keep-list which chose the documents, '' without one.
   """
 
   num_classes = None
 
-  def __init__(self, documents: Documents, length: int, method: str = 'concat', pad_id: int = 0):
+  def __init__(
+    self,
+    documents: Documents,
+    length: int,
+    method: str = 'concat',
+    pad_id: int = 0,
+    kept_fingerprint: str = '',
+  ):
     self.documents, self.length, self._pad_id = documents, length, pad_id
+    self.kept_fingerprint = kept_fingerprint
     self.plan = packing_plan(documents.offsets_D, length, method)
 
   def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """The one chain from records to batches: global and random-access up to the batch.
 
-    range(num_records) -> shuffle -> repeat -> this process's rows of step s -> read -> batch
+    kept records -> range(num_records) -> shuffle -> repeat -> this process's rows of step s
+                 -> read -> batch
 
 The example with global index i (row i % batch of step i // batch) is the same record with the same
 randomness whatever the number of processes, because shuffling and repeating know of neither; each
@@ -19,7 +20,7 @@ import grain
 import numpy as np
 
 from jaxmm.config import ConfigError
-from jaxmm.data import image_files, sources, text_files
+from jaxmm.data import image_files, kept, sources, text_files
 from jaxmm.data.bad_records import BadRecords, TooManyBadRecords
 from jaxmm.data.image_files import FileSource
 from jaxmm.data.packing import PackedSource
@@ -45,7 +46,12 @@ class DataConfig:
     path: where it is; for TFDS the data directory ('' for its default).
     split: 'train', 'test' or 'all'.
     test_fraction: share of 'test' where the data has no split of its own.
-    max_records: use only so many records, evenly spaced; None for all.
+    keep_list: train on the records that this keep-list keeps (Parquet, of `jaxmm curate`); '' for
+      all. It belongs to `data` alone: held-out data is never pruned.
+    id_field: of an ArrayRecord or text record that holds the id that the list knows it by; '' for
+      file and row. Asked for only with a keep-list.
+    check_digests: refuse a keep-list of text that has changed since.
+    max_records: use only so many records (of the kept ones), evenly spaced; None for all.
     labels: csv with the classes of pictures; '' takes them from the folders.
     num_classes: class ids must lie below; None does not check.
     image_size: pixels a side.
@@ -67,6 +73,9 @@ class DataConfig:
   path: str = ''
   split: str = 'train'
   test_fraction: float = 0.1
+  keep_list: str = ''
+  id_field: str = ''
+  check_digests: bool = True
   max_records: int | None = None
   labels: str = ''
   num_classes: int | None = None
@@ -106,8 +115,39 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
   """The source that `config` names; `encode` (text -> ids) is for 'text' with a trained tokenizer.
 
   Raises:
-    ConfigError: an unknown name (with its nearest neighbours), a path with nothing to read.
+    ConfigError: an unknown name (with its nearest neighbours), a path with nothing to read, a
+      keep-list of other data.
   """
+  if config.name == 'text' and config.path:
+    files = text_files.TextFiles(
+      config.path,
+      config.split,
+      config.test_fraction,
+      config.text.field,
+      config.id_field if config.keep_list else '',
+      config.text.suffixes,
+    )
+    # Documents are chosen before they are packed.
+    verdicts = kept.Verdicts(config.keep_list) if config.keep_list else None
+    return text_files.text_source(
+      files, config.text, encode, config.max_bad_fraction, verdicts, config.check_digests
+    )
+  return _kept(config, _whole_source(config))
+
+
+def _kept(config: DataConfig, source: Source) -> Source:
+  if not config.keep_list:
+    return source
+  if config.id_field and config.name != 'array_record':
+    raise ConfigError(
+      f'data.id_field is {config.id_field!r}, but the records of data.name {config.name!r} have no '
+      "fields ('text' and 'array_record' have); leave it ''"
+    )
+  of = f'data {config.name!r} ({config.path or "no path"}), split {config.split!r}'
+  return kept.kept_source(source, config.keep_list, of)
+
+
+def _whole_source(config: DataConfig) -> Source:
   if config.name == 'arrays':
     raise ConfigError(
       "data.name 'arrays' is data in memory: pass it as make_batches(..., source=ArraySource(...))"
@@ -119,18 +159,11 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
   if config.name == 'images':
     return image_files.image_source(config.path, config.split, config.test_fraction, config.labels)
   if config.name == 'array_record':
-    return sources.array_record_source(config.path, config.split, config.test_fraction)
+    return sources.array_record_source(
+      config.path, config.split, config.test_fraction, config.id_field
+    )
   if config.name == 'tokens':
     return sources.TokenSource(config.path, config.split)
-  if config.name == 'text':
-    return text_files.text_source(
-      config.path,
-      config.split,
-      config.test_fraction,
-      config.text,
-      encode,
-      config.max_bad_fraction,
-    )
   if sources.is_tfds_name(config.name):
     from jaxmm.data.tfds_source import TfdsSource  # seconds to import, for those who use it
 
@@ -158,7 +191,7 @@ def make_batches(
     process_index: this process, which gets rows [process_index * b, (process_index + 1) * b).
     process_count: must divide `batch_size`; b is their quotient.
     train: shuffled and augmented; else in the source's order, without randomness.
-    source: read this instead of what `config.name` says.
+    source: read this instead of what `config.name` says; `config.keep_list` needs its `id(i)`.
     encode: text -> ids of a trained tokenizer, for 'text'.
 
   Raises:
@@ -173,7 +206,7 @@ def make_batches(
     raise ConfigError(f'process_index is {process_index} of {process_count} processes')
   if not 0 <= seed < 2**32:
     raise ConfigError(f'the data seed is {seed}, expected 0 to 2^32 - 1')
-  source = open_source(config, encode) if source is None else source
+  source = open_source(config, encode) if source is None else _kept(config, source)
   if len(source) == 0:
     raise ConfigError(
       f'data {config.name!r} ({config.path or "no path"}), split {config.split!r}, has no records'
@@ -240,6 +273,7 @@ class Batches:
 
   Attributes:
     num_records: records of the source, an epoch.
+    kept_fingerprint: of the records that a keep-list chose; '' without one.
     num_classes: of the config or else of the source; None where neither says.
     bad: the accounting of unreadable records.
   """
@@ -258,6 +292,7 @@ class Batches:
     share = batch_size // process_count
     self._first, self._share = process_index * share, share
     self.num_records = order.num_records
+    self.kept_fingerprint = sources.kept_fingerprint(reader.source)
     self.num_classes = config.num_classes or reader.source.num_classes
     self.bad = BadRecords(self.num_records, config.max_bad_fraction, reader.source.name)
     self._steps = grain.MapDataset.range(_NUM_STEPS).map(self._rows).map(self._read)

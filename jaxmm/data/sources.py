@@ -1,5 +1,9 @@
 """Random-access sources: `len(source)`, `source[i] -> record`, `source.name(i) -> str`.
 
+`source.id(i)` is what a keep-list calls the record: for files what `corpus` calls it, too. It says
+where a record is within the data, whereas the name also says where the data is. `other_ids()` are
+those of the same data's records that are not of the source's split, where there are files of them.
+
 A record is a plain dict. Image sources give `{'image': encoded bytes or uint8 [Y, X, C], 'label':
 int}`, token sources `{'codes': int [views, L], 'label': int}`. Sources hold no randomness and open
 files lazily, so they can be read from threads and copied to other processes.
@@ -17,12 +21,13 @@ import importlib.util
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from jaxmm.config import ConfigError
+from jaxmm.data import corpus
 from jaxmm.data.array_store import ArrayStore
 
 Record = dict[str, Any]
@@ -80,12 +85,16 @@ class ArraySource:
   def name(self, i: int) -> str:
     return f'{self._of}[{i}]'
 
+  def id(self, i: int) -> str:
+    return self.name(i)
+
 
 class Subset:
-  """The records `ids` of a source, in that order."""
+  """The records `ids` of a source, in that order; `kept_fingerprint` if a keep-list chose them."""
 
-  def __init__(self, source: Source, ids: Sequence[int] | np.ndarray):
+  def __init__(self, source: Source, ids: Sequence[int] | np.ndarray, kept_fingerprint: str = ''):
     self.source, self._ids = source, np.asarray(ids, np.int64)
+    self.kept_fingerprint = kept_fingerprint
     self.num_classes = source.num_classes
 
   def __len__(self) -> int:
@@ -97,12 +106,22 @@ class Subset:
   def name(self, i: int) -> str:
     return self.source.name(int(self._ids[i]))
 
+  def id(self, i: int) -> str:
+    return self.source.id(int(self._ids[i]))
+
 
 def innermost(source: Source) -> Source:
   """The source under any Subset."""
   while isinstance(source, Subset):
     source = source.source
   return source
+
+
+def kept_fingerprint(source: Source) -> str:
+  """Of the records that a keep-list chose; '' where there is none."""
+  while isinstance(source, Subset) and not source.kept_fingerprint:
+    source = source.source
+  return getattr(source, 'kept_fingerprint', '')
 
 
 def in_test_split(name: str, test_fraction: float) -> bool:
@@ -200,12 +219,16 @@ class ArrayRecordSource:
   Args:
     path: a file, a directory (its `*.array_record*` files, sorted) or a glob pattern.
     decode: bytes of one record -> `{'image': ..., 'label': ...}`.
+    root: the folder below which files are named in ids; None for `path` if it is one.
+    id_field: of the line of JSON that holds a record's id; '' numbers the records of a file.
   """
 
-  def __init__(self, path: str, decode=None):
+  def __init__(self, path: str, decode=None, root: str | None = None, id_field: str = ''):
     from array_record.python import array_record_data_source
 
     files = _matching_files(path, '*.array_record*')
+    self._files, self._root, self._id_field = files, pathlib.Path(root or path), id_field
+    self._ids: list[str] | None = None
     self._records = array_record_data_source.ArrayRecordDataSource([str(f) for f in files])
     self._decode = decode or array_record_image
     self._of = str(path)
@@ -220,14 +243,30 @@ class ArrayRecordSource:
   def name(self, i: int) -> str:
     return f'{self._of}[{i}]'
 
+  def id(self, i: int) -> str:
+    if self._ids is None:
+      self._ids = [name for file in self._files for name in self._ids_of(file)]
+    return self._ids[i]
 
-def array_record_source(path: str, split: str, test_fraction: float) -> Source:
+  def other_ids(self) -> Iterator[str]:
+    if self._root.is_dir():
+      for file in sorted(self._root.rglob('*.array_record*')):
+        if file not in self._files:
+          yield from self._ids_of(file)
+
+  def _ids_of(self, file: pathlib.Path) -> Iterator[str]:
+    name = file.relative_to(self._root).as_posix() if self._root.is_dir() else file.name
+    shard = corpus.Shard(str(file), name, 'array_record')
+    return corpus.ids(shard, self._id_field)
+
+
+def array_record_source(path: str, split: str, test_fraction: float, id_field: str = '') -> Source:
   """The ArrayRecord files of a split: of the folder `path/split` if there is one, else by hash."""
   check_split(split)
   inner = pathlib.Path(path, split)
   if inner.is_dir():
-    return ArrayRecordSource(str(inner))
-  return hash_split(ArrayRecordSource(path), split, test_fraction)
+    return ArrayRecordSource(str(inner), root=path, id_field=id_field)
+  return hash_split(ArrayRecordSource(path, id_field=id_field), split, test_fraction)
 
 
 def array_record_image(data: bytes) -> Record:

@@ -1,36 +1,34 @@
-"""Text: JSON lines (also .gz) and plain text files, as documents with names.
+"""Text files as documents with ids, in the order of `corpus`, and rows packed of them.
 
-    corpus.jsonl, corpus.jsonl.gz   a document a line, in the field `text`; named file:line
-    folder of *.txt                 a document a file
-    one file.txt                    one document; its last `test_fraction` of lines is 'test'
+    *.jsonl, *.json.gz, *.jsonl.zst   a document a line, in the field `text`
+    *.parquet                         a document a row, in the column `text`
+    *.array_record*                   a document a record of JSON, in the field `text`
+    *.txt, *.md, `suffixes`           a document a file
+    one file.txt                      one document; its last `test_fraction` of lines is 'test'
 
-A folder may hold files of both kinds, and a folder for each split.
+A folder may hold files of all kinds, and a folder for each split. Files are read once, in order, so
+compressed ones serve as well as others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from jaxmm.config import ConfigError
+from jaxmm.data import corpus
 from jaxmm.data.bad_records import BadRecords
+from jaxmm.data.corpus import CorpusConfig, Example, Shard
+from jaxmm.data.kept import Verdicts
 from jaxmm.data.packing import METHODS, Documents, PackedSource
-from jaxmm.data.sources import (
-  Record,
-  UnreadableRecord,
-  check_split,
-  in_test_split,
-  split_files,
-)
+from jaxmm.data.sources import check_split, in_test_split, split_files
 
-JSON_LINES = ('.jsonl', '.jsonl.gz', '.json.gz')
-PLAIN = ('.txt', '.md')
+_RECORDS = ('.jsonl', '.jsonl.gz', '.jsonl.zst', '.json.gz', '.json.zst', '.parquet')
+_PLAIN = ('.txt', '.md')
+_KINDS = ', '.join((*_RECORDS, '.array_record', *_PLAIN))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,8 @@ class TextConfig:
   Attributes:
     length: tokens of a row.
     packing: 'concat' or 'first_fit' (see `packing.packing_plan`).
-    field: of a JSON line that holds the text.
+    field: of a record that holds the text.
+    suffixes: of the files taken from a folder, such as ('.py',); () takes those named above.
     tokenizer: 'bytes' (ids 0-255 are the UTF-8 bytes), or the file of a trained tokenizer, which
       the caller loads and hands in as `encode`.
     bos_id: put before every document, or None.
@@ -51,6 +50,7 @@ class TextConfig:
   length: int = 256
   packing: str = 'concat'
   field: str = 'text'
+  suffixes: tuple[str, ...] = ()
   tokenizer: str = 'bytes'
   bos_id: int | None = None
   eos_id: int | None = None
@@ -63,71 +63,144 @@ class TextConfig:
       raise ConfigError(f'data.text.packing is {self.packing!r}, expected one of {METHODS}')
 
 
-class JsonLines:
-  """Random access to the lines of a JSON-lines file.
+@dataclasses.dataclass(frozen=True)
+class Document:
+  """One record of the files.
 
-  A plain file is read through an index of line offsets; a gzip file has no random access and is
-  held in memory.
+  Attributes:
+    name: its file and its place there, whatever its id; decides about its split.
+    example: its id, its text or what is wrong with it, as the maker of a keep-list sees it.
+    text: the part of it that is of the split.
+    is_chosen: whether it is of the split.
+    is_break: it stands for the rest of a file that breaks off.
   """
 
-  num_classes = None
+  name: str
+  example: Example
+  text: str
+  is_chosen: bool
+  is_break: bool
 
-  def __init__(self, path: str | os.PathLike):
-    self._path = pathlib.Path(path)
-    self._lines: list[bytes] | None = None
-    if self._path.name.endswith('.gz'):
-      with gzip.open(self._path, 'rb') as f:
-        self._lines = f.read().splitlines()
-      self._numbers = [n for n, line in enumerate(self._lines) if line.strip()]
-      return
-    offsets, self._numbers = [0], []
-    with open(self._path, 'rb') as f:
-      for number, line in enumerate(f):
-        if line.strip():
-          self._numbers.append(number)
-        offsets.append(offsets[-1] + len(line))
-    self._offsets = np.array(offsets, np.int64)
-
-  def __len__(self) -> int:
-    return len(self._numbers)
-
-  def __getitem__(self, i: int) -> Record:
+  @property
+  def error(self) -> str:
+    """Why it cannot be read; '' if it can."""
     try:
-      record = json.loads(self._line(self._numbers[i]))
-    except ValueError as e:
-      raise UnreadableRecord(f'{type(e).__name__}: {e}') from e
-    if not isinstance(record, dict):
-      raise UnreadableRecord(f'a JSON {type(record).__name__}, expected an object')
-    return record
+      self.text.encode()
+    except UnicodeEncodeError as e:  # JSON can say half a character
+      return f'not UTF-8: {e}'
+    return self.example.error
 
-  def name(self, i: int) -> str:
-    return f'{self._path.name}:{self._numbers[i] + 1}'
 
-  def _line(self, number: int) -> bytes:
-    if self._lines is not None:
-      return self._lines[number]
-    with open(self._path, 'rb') as f:
-      f.seek(int(self._offsets[number]))
-      return f.read(int(self._offsets[number + 1] - self._offsets[number]))
+class TextFiles:
+  """The files that `data.path` names, as documents.
+
+  Args:
+    path: a file or a folder.
+    split: 'train', 'test' or 'all'.
+    test_fraction: share of 'test' where no folders are splits.
+    field: of a record that holds the text.
+    id_field: of a record that holds its id; '' for file and row.
+    suffixes: of the files; () for those that are text by their names.
+
+  Raises:
+    ConfigError: nothing there, or no text.
+  """
+
+  def __init__(
+    self,
+    path: str,
+    split: str,
+    test_fraction: float,
+    field: str = 'text',
+    id_field: str = '',
+    suffixes: Sequence[str] = (),
+  ):
+    check_split(split)
+    self.described = f'data.path {path!r}, split {split!r}'
+    self._split, self._test_fraction = split, test_fraction
+    self._places = CorpusConfig((path,), text_field=field)
+    self._named = dataclasses.replace(self._places, id_field=id_field)
+    root = pathlib.Path(path)
+    self._is_plain = root.is_file() and corpus.format_of(root.name) == 'text'
+    kinds = ', '.join(suffixes) or _KINDS
+    if root.is_file():
+      if not _is_text(root.name, suffixes):
+        raise ConfigError(f'data.path {path!r} is no text ({kinds})')
+      self._shards, self._others = [_shard(root, root.name)], []
+      self._by_hash = split != 'all' and not self._is_plain
+    elif root.is_dir():
+      files = sorted(p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file())
+      files = [f for f in files if _is_text(f, suffixes) and not corpus.is_hidden(f)]
+      if not files:
+        raise ConfigError(f'data.path {path!r} holds no text ({kinds})')
+      of_split = split_files(files, split, path)
+      self._by_hash = of_split is None and split != 'all'
+      chosen = files if of_split is None else of_split
+      self._shards = [_shard(root / f, f) for f in chosen]
+      self._others = [_shard(root / f, f) for f in sorted(set(files) - set(chosen))]
+    else:
+      raise ConfigError(f'data.path {path!r} does not exist')
+
+  def documents(self) -> Iterator[Document]:
+    """Those of the split, in order, and among them those of the same files that are not."""
+    for shard in self._shards:
+      for example in corpus.examples(shard, self._places):
+        name = example.id
+        if self._named.id_field and example.record:
+          example = corpus.of_record(example.record, name, self._named)
+        is_break = name == corpus.broken_id(shard.name)
+        yield Document(
+          name, example, self._part(example.text or ''), self._is_in_split(name), is_break
+        )
+
+  def other_ids(self) -> Iterator[str]:
+    """The ids in the files of other splits."""
+    for shard in self._others:
+      yield from corpus.ids(shard, self._named.id_field)
+
+  def _is_in_split(self, name: str) -> bool:
+    if not self._by_hash:
+      return True
+    return in_test_split(name, self._test_fraction) == (self._split == 'test')
+
+  def _part(self, text: str) -> str:
+    """Of a single plain file the split's part: whole lines, the test part last."""
+    if not self._is_plain or self._split == 'all':
+      return text
+    cut = text.find('\n', int(len(text) * (1 - self._test_fraction))) + 1 or len(text)
+    return text[cut:] if self._split == 'test' else text[:cut]
+
+
+def _is_text(name: str, suffixes: Sequence[str]) -> bool:
+  if suffixes:
+    return name.endswith(tuple(suffixes))
+  return name.endswith(_RECORDS + _PLAIN) or '.array_record' in name
+
+
+def _shard(path: pathlib.Path, name: str) -> Shard:
+  return Shard(str(path), name, corpus.format_of(name))
 
 
 def text_source(
-  path: str,
-  split: str,
-  test_fraction: float,
+  files: TextFiles,
   config: TextConfig,
   encode: Callable[[str], Sequence[int]] | None = None,
   max_bad_fraction: float = 0.01,
+  verdicts: Verdicts | None = None,
+  checks_digests: bool = True,
 ) -> PackedSource:
-  """Reads, encodes and packs the documents of a split; ids are held in memory.
+  """Reads, encodes and packs the documents of a split; their tokens are held in memory.
 
   Unreadable documents are left out of the plan, counted and named like any unreadable record.
 
   Args:
     encode: text -> ids; None for bytes.
+    verdicts: of a keep-list; what it drops is neither encoded nor counted.
+    checks_digests: refuse texts that are others than when the keep-list was made.
 
   Raises:
-    ConfigError: no text there, or a tokenizer is named but not handed in.
+    ConfigError: no text there, a file that breaks off, a tokenizer that is named but not handed in,
+      or a keep-list of other data.
     TooManyBadRecords: more documents are unreadable than `max_bad_fraction`.
   """
   if encode is None and config.tokenizer != 'bytes':
@@ -137,83 +210,47 @@ def text_source(
   encode = encode or _utf8_ids
   before = [] if config.bos_id is None else [config.bos_id]
   after = [] if config.eos_id is None else [config.eos_id]
-  ids, names = [], []
-  found = list(documents(path, split, test_fraction, config.field))
-  bad = BadRecords(len(found), max_bad_fraction, lambda i: found[i][0])
-  for i, (name, read) in enumerate(found):
-    try:
-      text = read()
-    except (UnreadableRecord, OSError, UnicodeDecodeError) as e:
-      bad.add(i, str(e))
+  ids, names, bad_names = [], [], {}
+  bad = BadRecords(None, max_bad_fraction, bad_names.get)
+  number = -1
+  for number, document in enumerate(_chosen(files, verdicts, checks_digests)):
+    if why := document.error:
+      bad_names[number] = document.name
+      bad.add(number, why)
       continue
-    encoded = np.asarray(encode(text), np.int32)
+    bad.read(number)
+    encoded = np.asarray(encode(document.text), np.int32)
     if len(encoded):
       ids.append(np.concatenate([before, encoded, after]).astype(np.int32))
-      names.append(name)
+      names.append(document.name)
+  fingerprint = verdicts.settled(files.described) if verdicts else ''
+  bad.finish(number + 1)
   if not ids:
-    raise ConfigError(f'data.path {path!r}, split {split!r}, holds no text')
-  return PackedSource(Documents.of(ids, names), config.length, config.packing, config.pad_id)
+    raise ConfigError(f'{files.described} holds no text')
+  documents = Documents.of(ids, names)
+  return PackedSource(documents, config.length, config.packing, config.pad_id, fingerprint)
 
 
-def documents(
-  path: str, split: str, test_fraction: float, field: str = 'text'
-) -> Iterator[tuple[str, Callable[[], str]]]:
-  """Names of the documents of a split, in order, and what reads each."""
-  check_split(split)
-  root = pathlib.Path(path)
-  if root.is_file():
-    files, by_hash = [root], split != 'all'
-    if root.name.endswith(PLAIN):
-      yield root.name, lambda: _part(root, split, test_fraction)
-      return
-  elif root.is_dir():
-    inner = [p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file()]
-    inner = sorted(f for f in inner if f.endswith(JSON_LINES + PLAIN))
-    if not inner:
-      raise ConfigError(f'data.path {path!r} holds no text ({", ".join(JSON_LINES + PLAIN)})')
-    chosen = split_files(inner, split, path)
-    files, by_hash = [root / f for f in chosen or inner], chosen is None and split != 'all'
-  else:
-    raise ConfigError(f'data.path {path!r} does not exist')
-
-  def is_in(name: str) -> bool:
-    return not by_hash or in_test_split(name, test_fraction) == (split == 'test')
-
-  for file in files:
-    if file.name.endswith(JSON_LINES):
-      lines = JsonLines(file)
-      for i in range(len(lines)):
-        if is_in(lines.name(i)):
-          yield lines.name(i), _line_reader(lines, i, field)
-    elif file.name.endswith(PLAIN):
-      name = file.relative_to(root).as_posix()
-      if is_in(name):
-        yield name, _file_reader(file)
-    else:
-      raise ConfigError(f'data.path {path!r} is no text ({", ".join(JSON_LINES + PLAIN)})')
-
-
-def _line_reader(lines: JsonLines, i: int, field: str) -> Callable[[], str]:
-  def read() -> str:
-    record = lines[i]
-    if not isinstance(record.get(field), str):
-      raise UnreadableRecord(f'no text in field {field!r}; it has {sorted(record)}')
-    return record[field]
-
-  return read
-
-
-def _file_reader(file: pathlib.Path) -> Callable[[], str]:
-  return lambda: file.read_text('utf-8')
-
-
-def _part(file: pathlib.Path, split: str, test_fraction: float) -> str:
-  """One file's part of a split: whole lines, the test part last."""
-  text = file.read_text('utf-8')
-  if split == 'all':
-    return text
-  cut = text.find('\n', int(len(text) * (1 - test_fraction))) + 1 or len(text)
-  return text[cut:] if split == 'test' else text[:cut]
+def _chosen(
+  files: TextFiles, verdicts: Verdicts | None, checks_digests: bool
+) -> Iterator[Document]:
+  """The documents of the split that are kept."""
+  for document in files.documents():
+    example = document.example
+    if document.is_break and verdicts is None:
+      raise ConfigError(
+        f'{example.error}; mend or remove the file (a keep-list that drops {example.id!r} goes on '
+        'with what can be read)'
+      )
+    if not document.is_chosen:
+      if verdicts:
+        verdicts.elsewhere([example.id])
+    elif verdicts is None or verdicts.keeps(
+      example.id, example.content if checks_digests else None
+    ):
+      yield document
+  if verdicts and verdicts.has_more:
+    verdicts.elsewhere(files.other_ids())
 
 
 def _utf8_ids(text: str) -> np.ndarray:

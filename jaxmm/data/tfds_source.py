@@ -69,6 +69,9 @@ class TfdsSource:
   def name(self, i: int) -> str:
     return f'{self._of}[{i}]'
 
+  def id(self, i: int) -> str:
+    return self.name(i)
+
 
 @contextlib.contextmanager
 def _no_tensorflow(builder):

@@ -33,7 +33,7 @@ def with_settings(config, assignments: Sequence[str]):
   """`config.override`, also for settings that a config leaves at their default.
 
   What is set for `data` holds for `eval_data`, too, where both had the same value (another path,
-  but not another split), unless that is set itself.
+  but not another split), unless that is set itself. A keep-list holds for `data` alone.
 
   Args:
     config: a ConfigDict; changed in place.
@@ -81,7 +81,8 @@ def _for_held_out(config, assignments: Sequence[str], known: Mapping[str, Any]) 
     old, held_out = (
       before.get(f'{part}.{key}', known.get(f'{part}.{key}')) for part in ('data', 'eval_data')
     )
-    if section == 'data' and f'data.{key}' in known and old == held_out:
+    is_shared = f'data.{key}' in known and key != 'keep_list'
+    if section == 'data' and is_shared and old == held_out:
       out.append(f'eval_data.{rest}')
   return out
 
@@ -118,6 +119,11 @@ def make_batches(
       f'(--images) or give the config a {section} section'
     )
   data = configs.from_mapping(pipeline.DataConfig, configs.plain(config[section]), section)
+  if data.keep_list and not train:
+    raise ConfigError(
+      f'eval_data.keep_list is {data.keep_list!r}, but held-out data is never pruned: what a list '
+      "drops would leave the evaluation, too; set it to ''"
+    )
   # Data imports no tokenizer; text that wants a trained one gets it here.
   is_encoded = data.name == 'text' and data.text.tokenizer != 'bytes'
   return pipeline.make_batches(

@@ -44,7 +44,8 @@ def write(
     views: 'one' (the run's crop without randomness), 'flip' (and its mirror image) or 'ten'
       (LlamaGen's ten crops, for each of `data.ten_crop_ratios`).
     batch: images a step.
-    overrides: `data.key=value` settings on top of the run's own data.
+    overrides: `data.key=value` settings on top of the run's own data. Its keep-list holds for the
+      split that it was trained on; with `data.keep_list=` codes of other records are written.
     echo: receives progress lines.
 
   Raises:
@@ -81,7 +82,7 @@ def write(
     },
     mesh=sharding.make_mesh(sharding.MeshConfig()),
     rules=sharding.RULES['dp'],
-    meta=_meta(loaded, output, data, grid, batches.num_classes),
+    meta=_meta(loaded, output, data, grid, batches),
     echo=echo,
   )
 
@@ -93,6 +94,8 @@ def _data_config(config, split: str, views: str, overrides: Sequence[str]) -> pi
   section = {**configs.plain(pipeline.DataConfig()), **config['data']}
   tree = ml_collections.ConfigDict({'data': section})
   # Fields that are None or tuples are typed by DataConfig itself.
+  if split != tree.data.split:
+    tree.data.keep_list = ''  # held-out data is never pruned
   configs.override(tree, overrides)
   section = tree.data.to_dict() | {'split': split, 'flip': False, 'cache': False}
   if views == 'ten':
@@ -117,7 +120,7 @@ def _encoder(loaded: loading.LoadedTokenizer, num_views: int, length: int):
   return encode
 
 
-def _meta(loaded, output, data, grid, num_classes) -> dict[str, Any]:
+def _meta(loaded, output, data, grid, batches) -> dict[str, Any]:
   """What made the store: a store with another `meta` is not continued."""
   where = pathlib.Path(loaded.directory).resolve()
   model = json.dumps(loaded.config['model'], sort_keys=True).encode()
@@ -128,7 +131,8 @@ def _meta(loaded, output, data, grid, num_classes) -> dict[str, Any]:
     'tokenizer_model': hashlib.sha256(model).hexdigest()[:16],
     'num_codes': loaded.num_codes,
     'grid': list(grid),
-    'num_classes': num_classes,
+    'num_classes': batches.num_classes,
+    'kept_fingerprint': batches.kept_fingerprint,
     'split': data.split,
     'data': configs.plain(data),
   }

@@ -249,7 +249,7 @@ def _write_reference(
 def _training_images(tokenizer: Mapping[str, Any], number: int) -> np.ndarray:
   """Training images as the tokenizer sees them, without randomness, uint8 [N, Y, X, C]."""
   # Evenly spaced records: folders and zips come sorted by class.
-  data = dict(tokenizer['data'], flip=False, max_records=number)
+  data = dict(tokenizer['data'], flip=False, max_records=number, keep_list='')
   batches = run.make_batches(dict(tokenizer, eval_data=data), train=False, batch=100)
   return np.concatenate([batch['image_BYXC'][batch['valid_B'] > 0] for batch in batches.once()])
 

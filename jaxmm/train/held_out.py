@@ -19,9 +19,13 @@ from jaxmm.train.window import added, shown
 
 
 class BatchSource(Protocol):
-  """What the trainer needs of the data (`jaxmm.data.pipeline.Batches`)."""
+  """What the trainer needs of the data (`jaxmm.data.pipeline.Batches`).
+
+  A run is resumed only with as many records and the same keep-list: both decide what comes next.
+  """
 
   num_records: int
+  kept_fingerprint: str
 
   def at(self, step: int) -> Mapping[str, np.ndarray]: ...
 

@@ -38,6 +38,7 @@ from jaxmm.train.run_config import (
   EvaluateConfig,
   LogConfig,
   RunConfig,
+  check_records,
   open_workdir,
   settle_config,
   use_compilation_cache,
@@ -185,7 +186,8 @@ class _Run:
       self.state, meta, self.step = restored
       self.position, self.window = meta['position'], Window(meta['window'])
       self.last_saved = self.step
-      self._check_records(meta.get('num_records'), accepts_change)
+      if not accepts_change:
+        check_records(meta, self.batches.num_records, self.batches.kept_fingerprint)
       origin = f'resumes from step {self.step:,}'
       if init_from:
         origin += f' (so --init-from {init_from} is not used)'
@@ -211,16 +213,6 @@ class _Run:
           f'batch is {self.config.batch}, but the data gives {len(x)} rows of {name} on each of '
           f'{jax.process_count()} process(es); give make_batches the batch size of the config'
         )
-
-  def _check_records(self, before: int | None, accepts_change: bool) -> None:
-    """The order of the rows hangs on their number."""
-    now = self.batches.num_records
-    if before not in (None, now) and not accepts_change:
-      raise ConfigError(
-        f'the data has {now:,} records, but had {before:,} when this run was saved, so the rest '
-        'would come in another order; give it the same data, or --accept-config-change goes on '
-        'with what there is now'
-      )
 
   # The loop.
 
@@ -410,6 +402,7 @@ class _Run:
     meta = {
       'position': self.position,
       'num_records': self.batches.num_records,
+      'kept_fingerprint': self.batches.kept_fingerprint,
       'window': self.window.saved(),
       'config': configs.plain(self.config),
     }

@@ -206,6 +206,30 @@ def settle_config(
       echo(f'environment changed: {line}')
 
 
+def check_records(meta: Mapping[str, Any], num_records: int, kept_fingerprint: str) -> None:
+  """Refuses to go on with other records than those of a checkpoint.
+
+  Args:
+    meta: of the checkpoint.
+    num_records: of the data now; the order of the rows hangs on it.
+    kept_fingerprint: of the records that a keep-list chooses now; '' without one.
+  """
+  kept = meta.get('kept_fingerprint', '')
+  if kept != kept_fingerprint:
+    raise ConfigError(
+      f'data.keep_list keeps other records ({kept_fingerprint or "there is none"}) than when this '
+      f'run was saved ({kept or "there was none"}); give it the same list, or '
+      '--accept-config-change goes on with what is kept now'
+    )
+  before = meta.get('num_records')
+  if before not in (None, num_records):
+    raise ConfigError(
+      f'the data has {num_records:,} records, but had {before:,} when this run was saved, so the '
+      'rest would come in another order; give it the same data, or --accept-config-change goes on '
+      'with what there is now'
+    )
+
+
 def free_settings(config: RunConfig) -> tuple[str, ...]:
   """The settings of `config` that may change when a run goes on."""
   follows = any(o.ends_with_the_run for o in config.optimizers().values())

@@ -9,8 +9,7 @@ import pytest
 from jaxmm.config import ConfigError, from_mapping
 from jaxmm.data.bad_records import TooManyBadRecords
 from jaxmm.data.pipeline import DataConfig, make_batches
-from jaxmm.data.sources import UnreadableRecord
-from jaxmm.data.text_files import JsonLines, TextConfig, documents
+from jaxmm.data.text_files import TextConfig, TextFiles
 
 TEXTS = [f'document {i}, with naïve words' * (i % 3 + 1) for i in range(30)]
 
@@ -58,36 +57,40 @@ def test_packed_rows_are_shuffled_and_dealt_like_any_record(corpus):
   assert sorted(epoch[: alone.num_records]) == list(range(alone.num_records))
 
 
-def test_lines_are_read_at_random_and_named(corpus):
-  lines = JsonLines(corpus)
-  assert len(lines) == 30 and lines[17] == {'text': TEXTS[17], 'n': 17}
-  assert lines.name(17) == f'{corpus.name}:18'
+def _split(path, split, test_fraction, **rest):
+  """(name, text) of the documents of a split."""
+  files = TextFiles(str(path), split, test_fraction, **rest)
+  return [(d.name, d.text) for d in files.documents() if d.is_chosen]
 
 
-def test_splits_of_lines_part_the_documents(corpus):
-  train = [n for n, _ in documents(str(corpus), 'train', 0.3)]
-  test = [n for n, _ in documents(str(corpus), 'test', 0.3)]
-  assert train and test and len(train) + len(test) == 30 and not set(train) & set(test)
+def test_documents_are_named_by_their_place_and_known_by_their_id(corpus):
+  documents = list(TextFiles(str(corpus), 'all', 0.1, id_field='n').documents())
+  assert [d.text for d in documents] == TEXTS
+  assert (documents[17].name, documents[17].example.id) == (f'{corpus.name}:18', '17')
+
+
+def test_splits_of_lines_part_the_documents_whatever_their_ids(corpus):
+  train, test = (_split(corpus, split, 0.3) for split in ('train', 'test'))
+  assert train and test and sorted(train + test) == sorted(_split(corpus, 'all', 0.3))
+  assert _split(corpus, 'train', 0.3, id_field='n') == train
 
 
 def test_one_plain_file_ends_in_its_test_part(tmp_path):
   text = ''.join(f'line {i}\n' for i in range(100))
   (tmp_path / 'x.txt').write_text(text)
-  read = {
-    split: [r() for _, r in documents(str(tmp_path / 'x.txt'), split, 0.2)][0]
-    for split in ('train', 'test', 'all')
-  }
+  read = {split: _split(tmp_path / 'x.txt', split, 0.2)[0][1] for split in ('train', 'test', 'all')}
   assert read['train'] + read['test'] == read['all'] == text
   assert read['train'].endswith('\n') and 0.15 < len(read['test']) / len(text) < 0.25
 
 
 def test_folders_of_text(tmp_path):
   for split, names in (('train', 'ab'), ('test', 'c')):
-    (tmp_path / split).mkdir()
+    (tmp_path / split / '.hidden').mkdir(parents=True)
+    (tmp_path / split / '.hidden' / 'x.txt').write_text('hidden')
     for name in names:
       (tmp_path / split / f'{name}.txt').write_text(name * 40)
-  assert [n for n, _ in documents(str(tmp_path), 'train', 0.1)] == ['train/a.txt', 'train/b.txt']
-  assert [r() for _, r in documents(str(tmp_path), 'test', 0.1)] == ['c' * 40]
+  assert [n for n, _ in _split(tmp_path, 'train', 0.1)] == ['train/a.txt', 'train/b.txt']
+  assert _split(tmp_path, 'test', 0.1) == [('test/c.txt', 'c' * 40)]
 
 
 def test_an_encoder_takes_the_place_of_bytes(corpus):
@@ -99,17 +102,33 @@ def test_an_encoder_takes_the_place_of_bytes(corpus):
   np.testing.assert_array_equal(first[:6], [len(TEXTS[0])] * 3 + [len(TEXTS[1])] * 3)
 
 
-def test_unreadable_documents_are_counted_and_named(tmp_path):
+def test_unreadable_documents_are_counted_and_named(tmp_path, caplog):
   path = tmp_path / 'x.jsonl'
-  path.write_bytes(_lines(TEXTS) + b'{"text": \n\n{"body": "x"}\n[1]\n')
-  assert len(JsonLines(path)) == 33
-  with pytest.raises(UnreadableRecord, match='JSON list'):
-    JsonLines(path)[32]
+  bad = b'{"text": \n\n{"body": "x"}\n[1]\n{"text": "half \\ud83d"}\n'
+  path.write_bytes(_lines(TEXTS) + bad)
   with pytest.raises(TooManyBadRecords, match=r'x.jsonl:31.*max_bad_fraction'):
     make_batches(_config(path), batch_size=4, seed=0)
   batches = make_batches(_config(path, max_bad_fraction=0.2), batch_size=4, seed=0, train=False)
   ids = np.concatenate([b['ids_BL'].ravel() for b in batches.once()])
   assert (ids == 256).sum() == 30
+  for why in ('JSONDecodeError', "no text in field 'text'", 'JSON list', 'surrogates not allowed'):
+    assert why in caplog.text
+
+
+def test_a_large_corpus_may_have_its_share_of_unreadable_documents(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  path.write_bytes(_lines(['x'] * 3000) + b'[]\n' * 25)  # below 1 % of all, above 1 % of 1,000
+  make_batches(_config(path), batch_size=4, seed=0)
+  path.write_bytes(b'[]\n' * 11 + _lines(['x'] * 3000))
+  with pytest.raises(TooManyBadRecords, match='11 unreadable records of 1000'):
+    make_batches(_config(path), batch_size=4, seed=0)
+
+
+def test_a_file_that_breaks_off_is_no_small_matter(tmp_path):
+  path = tmp_path / 'x.jsonl.gz'
+  path.write_bytes(gzip.compress(_lines([str(i) * 99 for i in range(5000)]))[:-2000])
+  with pytest.raises(ConfigError, match='x.jsonl.gz breaks off after .* mend or remove the file'):
+    make_batches(_config(path, max_bad_fraction=1.0), batch_size=4, seed=0)
 
 
 def test_text_settings_that_cannot_be_used(tmp_path):

@@ -1,5 +1,6 @@
 """TFDS data sets without TensorFlow: one made here, and CIFAR-10's own builder on small files."""
 
+import dataclasses
 import functools
 import http.server
 import io
@@ -15,6 +16,7 @@ from tensorflow_datasets.image_classification import cifar
 from jaxmm.config import ConfigError
 from jaxmm.data.pipeline import DataConfig, make_batches
 from jaxmm.data.tfds_source import TfdsSource
+from tests.references.kept_records import write_list
 
 
 def test_tfds_is_read_without_tensorflow(tmp_path):
@@ -47,6 +49,13 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
   assert batches.num_records == 5 and batches.num_classes == 2
   np.testing.assert_array_equal(np.sort(batch['image_BYXC'][:, 0, 0, 0]), [0, 10, 20, 30, 40])
   np.testing.assert_array_equal(batch['label_B'], batch['image_BYXC'][:, 0, 0, 0] // 10 % 2)
+  ids = [batches.source.id(i) for i in range(5)]
+  assert ids[3] == 'tfds:jaxmm_tiny_pictures/train[3]'
+  verdicts = {name: i in (1, 3) for i, name in enumerate(ids)}
+  where = str(write_list(tmp_path / 'keep.parquet', verdicts))
+  batches = make_batches(dataclasses.replace(config, keep_list=where), batch_size=2, seed=0)
+  pictures = batches.at(7)['image_BYXC'][:, 0, 0, 0]
+  assert {batches.describe(0), batches.describe(1)} == {ids[1], ids[3]} and len(set(pictures)) == 2
 
 
 def test_tfds_says_what_went_wrong(tmp_path):

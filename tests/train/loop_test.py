@@ -240,6 +240,10 @@ def test_data_that_grew_is_told_before_the_order_changes(reference, tmp_path):
   grown.num_records = 102
   with pytest.raises(ConfigError, match='has 102 records, but had 101 when this run was saved'):
     train(TOY, tmp_path, batches=grown)
+  pruned = TOY.make_batches(0, 1)
+  pruned.kept_fingerprint = '101-ab'
+  with pytest.raises(ConfigError, match=r'other records \(101-ab\) than .* \(there was none\)'):
+    train(TOY, tmp_path, batches=pruned)
   train(TOY, tmp_path, batches=grown, stop_after=10, accept_config_change=True)
   assert Checkpoints(tmp_path / 'checkpoints').steps()[-1] == 10
 
