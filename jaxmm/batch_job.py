@@ -24,6 +24,8 @@ from jaxmm.config import ConfigError
 from jaxmm.data.array_store import ArrayStore, ArrayStoreWriter
 
 Echo = Callable[[str], None]
+# (record of the first row, `{field: [rows, ...]}`), one after the other.
+Results = Iterable[tuple[int, dict[str, np.ndarray]]]
 # Field that `run` adds: False where the record could not be read.
 VALID = 'valid'
 
@@ -52,6 +54,7 @@ def run(
   rules: sharding.Rules,
   rows_per_shard: int = 1024,
   meta: Mapping[str, Any] | None = None,
+  restored: Callable[[Results], Results] | None = None,
   echo: Echo | None = print,
 ) -> ArrayStore:
   """Writes `fn` of every record to a store; a job that was stopped, even killed, is continued.
@@ -69,6 +72,8 @@ def run(
     mesh, rules: what the function runs on, and what logical axis names mean there.
     rows_per_shard: rows of one shard: what is lost at most, and held in memory.
     meta: JSON values that determine the result: model, checkpoint, data. Not the batch size.
+    restored: for a pass in another order than the store's (sorted by length, say): brings the
+      results of a stretch of whole shards into the store's order. None: they are in it.
     echo: is given progress lines; None for silence.
 
   Returns:
@@ -100,7 +105,9 @@ def run(
     rows = range(writer.rows(first).start, writer.rows(last).stop)
     progress.skip_to(rows.start)
     results = outputs(batches, checked, variables=variables, mesh=mesh, rules=rules, rows=rows)
-    _write_stretch(writer, range(first, last + 1), results, progress)
+    results = _watched(results, progress)
+    results = results if restored is None else restored(results)
+    _write_stretch(writer, range(first, last + 1), results)
   progress.finish()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(f'jaxmm.batch_job {directory}')
@@ -184,12 +191,15 @@ def outputs(
     yield start + cut.start, {name: value[cut] for name, value in result.items()}
 
 
-def _write_stretch(
-  writer: ArrayStoreWriter,
-  shards: range,
-  results: Iterable[tuple[int, dict[str, np.ndarray]]],
-  progress: _Progress,
-) -> None:
+def _watched(results: Results, progress: _Progress) -> Results:
+  """The results as they come, with a line of progress now and then."""
+  for start, result in results:
+    valid = result[VALID]
+    progress.at(start + len(valid), int((~valid).sum()))
+    yield start, result
+
+
+def _write_stretch(writer: ArrayStoreWriter, shards: range, results: Results) -> None:
   """Cuts the stream of results into shards, of which this process writes its share."""
   pieces: list[dict[str, np.ndarray]] = []
   shard, filled = shards.start, writer.rows(shards.start).start
@@ -204,7 +214,6 @@ def _write_stretch(
       if shard % jax.process_count() == jax.process_index():
         writer.write_shard(shard, {k: value[:length] for k, value in rows.items()})
       pieces, shard = [{k: value[length:] for k, value in rows.items()}], shard + 1
-    progress.at(filled, int((~valid).sum()))
   if shard != shards.stop:
     raise ConfigError(
       f'the data ended at record {filled}, expected {writer.rows(shards.stop - 1).stop}'
