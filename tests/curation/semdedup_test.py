@@ -1,0 +1,139 @@
+"""SemDeDup beside the obvious loop over pairs; planted copies are found; devices do not show."""
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+
+from jaxmm import sharding
+from jaxmm.config import ConfigError
+from jaxmm.curation import semdedup
+from jaxmm.curation.semdedup import SemDedupConfig
+from tests.references import clusters
+
+
+def unit(x):
+  return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clustered(sizes, d=8, seed=0):
+  """(x, cluster, distance to the cluster's mean direction), shuffled."""
+  rng = np.random.default_rng(seed)
+  x = unit(rng.standard_normal((sum(sizes), d)))
+  cluster = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
+  distance = rng.uniform(0, 1, len(x)).astype(np.float32)
+  return x, cluster, distance
+
+
+def check(x, cluster, distance, prefer, **kwargs):
+  found = semdedup.earlier(x, cluster, distance, prefer=prefer, **kwargs)
+  expected = clusters.semdedup(np.arange(len(x)), x, cluster, distance, prefer)
+  for n in range(len(x)):
+    similarity, of = expected[n]
+    if of is None:
+      assert found.similarity_N[n] == -np.inf and found.nearest_N[n] == -1
+      continue
+    assert abs(found.similarity_N[n] - similarity) < 1e-6
+    if found.nearest_N[n] != of:  # as similar, but for rounding
+      assert abs(float(x[n] @ x[found.nearest_N[n]]) - similarity) < 1e-6
+  return found
+
+
+@pytest.mark.parametrize('prefer', semdedup.ORDERS)
+def test_equal_to_the_loop_over_pairs(prefer):
+  check(*clustered([1, 2, 3, 64, 65, 130, 7]), prefer)
+
+
+def test_a_cluster_of_many_tiles():
+  check(*clustered([700, 1]), 'hard')
+
+
+def test_padding_is_an_eighth_at_most():
+  sizes = [semdedup._padded_size(np.int64(rows)) for rows in range(2, 2049)]
+  assert sizes[0] == 64 and sizes[-1] == 2048 and len(set(sizes)) <= 20
+  for rows, size in enumerate(sizes, 2):
+    assert rows <= size <= max(rows + 63, 1.25 * rows)
+
+
+def test_clusters_larger_than_a_chunk(monkeypatch):
+  monkeypatch.setattr(semdedup, '_CHUNK', 128)
+  check(*clustered([300, 129, 20, 128]), 'hard')
+
+
+def test_devices_do_not_show():
+  x, cluster, distance = clustered([5, 90, 200, 31, 64, 77, 3, 150, 10])
+  meshes = [sharding.make_mesh(devices=jax.devices()[:n]) for n in (1, 2, 8)]
+  one, *others = (
+    semdedup.earlier(x, cluster, distance, prefer='hard', mesh=mesh) for mesh in meshes
+  )
+  for other in others:
+    np.testing.assert_array_equal(one.similarity_N, other.similarity_N)
+    np.testing.assert_array_equal(one.nearest_N, other.nearest_N)
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
+def test_the_first_of_a_cluster_and_only_that_has_nobody_before_it(sizes, seed):
+  x, cluster, distance = clustered(sizes, seed=seed)
+  found = check(x, cluster, distance, 'easy')
+  assert (found.nearest_N < 0).sum() == len(sizes)
+  has = found.nearest_N >= 0
+  assert np.array_equal(cluster[has], cluster[found.nearest_N[has]])
+  assert np.all(distance[found.nearest_N[has]] <= distance[has])
+
+
+def test_a_chain_drops_its_links_as_the_paper_does():
+  # a ~ b ~ c but not a ~ c: c is dropped because of b, though b itself is dropped.
+  angle = np.array([0.0, 0.3, 0.6])
+  x = np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+  found = semdedup.earlier(x, np.zeros(3, np.int32), np.array([3, 2, 1], np.float32), prefer='hard')
+  eps = 1 - float(np.cos(0.4))
+  assert semdedup.kept(found.similarity_N, SemDedupConfig('hard', eps=eps)).tolist() == [
+    True,
+    False,
+    False,
+  ]
+
+
+def test_of_equal_distances_the_least_id_comes_first():
+  x = np.tile(unit(np.ones((1, 4))), (5, 1))
+  found = semdedup.earlier(x, np.zeros(5, np.int32), np.full(5, 0.25, np.float32), prefer='hard')
+  assert found.nearest_N.tolist() == [-1, 0, 0, 0, 0]
+  assert (
+    semdedup.kept(found.similarity_N, SemDedupConfig('hard', eps=0.01)).tolist()
+    == [True] + [False] * 4
+  )
+
+
+def test_planted_copies_go_and_a_share_is_met_exactly():
+  rng = np.random.default_rng(1)
+  x = unit(rng.standard_normal((300, 32)))
+  copies = unit(x[:90] + 0.01 * rng.standard_normal((90, 32)))
+  both = np.concatenate([x, copies])
+  cluster = np.concatenate([np.arange(300), np.arange(90)]).astype(np.int32) % 11
+  cluster[300:] = cluster[:90]
+  distance = rng.uniform(size=390).astype(np.float32)
+  found = semdedup.earlier(both, cluster, distance, prefer='hard')
+  dropped = ~semdedup.kept(found.similarity_N, SemDedupConfig('hard', eps=0.02))
+  assert dropped.sum() == 90
+  assert {min(n, found.nearest_N[n]) for n in np.flatnonzero(dropped)} == set(range(90))
+  share = semdedup.kept(found.similarity_N, SemDedupConfig('hard', keep=0.5))
+  assert share.sum() == 195
+  eps = semdedup.eps_of(found.similarity_N, 0.5)
+  assert np.array_equal(found.similarity_N <= np.float32(1 - eps), share)
+
+
+@pytest.mark.parametrize(
+  'wrong',
+  [
+    {'prefer': 'hard'},
+    {'prefer': 'hard', 'eps': 0.1, 'keep': 0.5},
+    {'prefer': 'hard', 'eps': 3.0},
+    {'prefer': 'easy', 'keep': 0.0},
+    {'prefer': 'x', 'eps': 0.1},
+  ],
+)
+def test_settings_are_checked(wrong):
+  with pytest.raises(ConfigError, match=r'eps|keep|prefer'):
+    SemDedupConfig(**wrong)
