@@ -15,7 +15,7 @@ from jaxmm.train.memory import keep_freed_memory
 
 # A disk that is full, over its quota or read-only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_RESUMES = ('quickstart', 'train', 'tokenize', 'reproduce')
+_RESUMES = ('quickstart', 'train', 'tokenize', 'reproduce', 'curate')
 _INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
 
 
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for add in (
     _add_quickstart, _add_train, _add_tokenize, _add_reconstruct, _add_sample, _add_evaluate,
-    _add_reproduce, _add_convert, _add_report,
+    _add_reproduce, _add_convert, _add_report, _add_curate,
   ):  # fmt: skip
     add(verbs)
   return parser
@@ -415,6 +415,12 @@ def _report(options) -> int:
   output = options.output or os.path.join(options.run_dir, 'report.html')
   print(run_page.write_run_page(options.run_dir, output))
   return 0
+
+
+def _add_curate(verbs):
+  from jaxmm.cli_curate import verbs as curate
+
+  curate.add(verbs, _verb)
 
 
 if __name__ == '__main__':

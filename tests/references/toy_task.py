@@ -126,6 +126,8 @@ def make_task(model):
 class ToyBatches:
   """Batches computed from the example's index alone; every 37th record cannot be read."""
 
+  kept_fingerprint = ''
+
   def __init__(self, batch_size=16, num_records=101, process_index=0, process_count=1, seed=0):
     self.batch_size, self.num_records, self.seed = batch_size, num_records, seed
     share = batch_size // process_count

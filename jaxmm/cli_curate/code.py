@@ -1,0 +1,190 @@
+"""`jaxmm curate long_files`, `scip` and `corrupt`: the methods that were made for code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from jaxmm.cli_curate.options import corpus, corpus_of, running, say
+
+
+def add(methods, verb) -> None:
+  """Adds the verbs to those of `curate`; `verb` is the command's own helper."""
+  add_long_files(methods, verb)
+  add_scip(methods, verb)
+  add_corrupt(methods, verb)
+
+
+def _counter(p: argparse.ArgumentParser) -> None:
+  p.add_argument(
+    '--tokens',
+    default='bytes',
+    metavar='COUNTER',
+    help="what length is counted in: 'bytes', 'characters', 'words', the path of a tokenizer.json, "
+    'or package.module:function; default: %(default)s',
+  )
+
+
+def add_long_files(methods, verb) -> None:
+  """The verb `long_files`."""
+  p = verb(
+    methods, 'long_files', _long_files,
+    'The longest files go, by their share of the tokens, of the files, or above a length.',
+    'jaxmm curate long_files --input src --suffix .py --drop-token-share 0.2 \\\n'
+    '    --tokens tokenizer.json --output keep.parquet',
+  )  # fmt: skip
+  corpus(p)
+  how = p.add_mutually_exclusive_group(required=True)
+  how.add_argument(
+    '--drop-token-share',
+    type=float,
+    metavar='SHARE',
+    help='the fewest longest files that hold this share of all tokens',
+  )
+  how.add_argument(
+    '--drop-file-share',
+    type=float,
+    metavar='SHARE',
+    help='the fewest longest files that are this share of the files',
+  )
+  how.add_argument('--max-tokens', type=int, metavar='N', help='all files with more tokens')
+  _counter(p)
+  p.add_argument(
+    '--show', type=int, default=5, metavar='N', help='name the N longest files; default: 5'
+  )
+  running(p)
+
+
+def _long_files(options) -> int:
+  from jaxmm.curation import keep_list, long_files
+
+  config = long_files.LongFilesConfig(
+    options.drop_token_share, options.drop_file_share, options.max_tokens
+  )
+  keep = long_files.run(
+    corpus_of(options),
+    config,
+    options.workdir or f'{options.output}.work',
+    counter=options.tokens,
+    processes=options.processes,
+  )
+  keep_list.write(keep, options.output)
+  table = keep.table
+  print(f'tokens are {options.tokens}')
+  for name, part in (('all', table), ('kept', table.filter(table['keep']))):
+    tokens = part['tokens'].drop_null().to_numpy()
+    print('\n  '.join([f'{name}:', *long_files.token_mass(tokens).lines()]))
+  order = [('tokens', 'descending'), ('id', 'ascending')]
+  for row in table.sort_by(order).slice(0, options.show).to_pylist():
+    print(f'  {row["tokens"] or 0:,} tokens: {row["id"]}{" (kept)" * row["keep"]}')
+  say(keep, options.output)
+  return 0
+
+
+def add_scip(methods, verb) -> None:
+  """The verb `scip`, on clusters that the user brings."""
+  p = verb(
+    methods, 'scip', _scip,
+    'Files in small clusters, and those far from the centroid of theirs, go.',
+    'jaxmm curate scip --input src --suffix .py --clusters clusters.parquet --direction easy \\\n'
+    '    --keep 0.8 --alpha 0.8 --output keep.parquet',
+  )  # fmt: skip
+  corpus(p)
+  p.add_argument(
+    '--clusters',
+    required=True,
+    metavar='FILE.parquet',
+    help='id, cluster, distance (1 - cosine to the centroid) of every example that can be read',
+  )
+  p.add_argument(
+    '--direction',
+    required=True,
+    choices=['easy', 'hard'],
+    help="easy is the paper's: prunes small clusters and far files; hard prunes the opposite",
+  )
+  share = p.add_mutually_exclusive_group(required=True)
+  share.add_argument('--keep', type=float, metavar='SHARE', help='share of the files to keep')
+  share.add_argument('--prune', type=float, metavar='SHARE', help='or to prune; the paper: 0.2')
+  p.add_argument(
+    '--alpha',
+    type=float,
+    default=0.8,
+    help='share of the pruned that go for their cluster; default: %(default)s',
+  )
+  p.add_argument(
+    '--length-bins',
+    type=int,
+    default=0,
+    metavar='B',
+    help='rank distances within B quantiles of length; default: 0, as they are',
+  )
+  _counter(p)
+  running(p)
+
+
+def _scip(options) -> int:
+  from jaxmm.curation import keep_list, length_confounding, scip, scip_job
+
+  config = scip.ScipConfig(
+    options.direction,
+    keep_fraction=options.keep,
+    prune_fraction=options.prune,
+    alpha=options.alpha,
+    length_bins=options.length_bins,
+  )
+  keep = scip_job.run(
+    corpus_of(options),
+    scip_job.read_clusters(options.clusters),
+    config,
+    options.workdir or f'{options.output}.work',
+    counter=options.tokens,
+    processes=options.processes,
+  )
+  keep_list.write(keep, options.output)
+  table = keep.table.filter(keep.table['distance'].is_valid())
+  found = length_confounding.report(table['distance'].to_numpy(), table['tokens'].to_numpy())
+  print('\n'.join(['distance and length:', *found.lines()]))
+  say(keep, options.output)
+  return 0
+
+
+def add_corrupt(methods, verb) -> None:
+  """The verb `corrupt`: damaged versions of a corpus, to see where an encoder puts them."""
+  p = verb(
+    methods, 'corrupt', _corrupt,
+    'Writes versions of Python files that are damaged on purpose (SCIP\'s corruptions).',
+    'jaxmm curate corrupt --input src --suffix .py --rate 0.1 --output damaged.parquet',
+  )  # fmt: skip
+  corpus(p)
+  p.add_argument('--kinds', nargs='+', default=(), metavar='KIND', help='default: all four')
+  p.add_argument(
+    '--rate', type=float, default=0.1, help='share of the places; default: %(default)s'
+  )
+  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+  p.add_argument(
+    '--output',
+    required=True,
+    metavar='FILE.parquet',
+    help='id, of (the original), kind, text, places, changed, reason',
+  )
+  p.add_argument('--workdir', metavar='DIR', help='default: FILE.parquet.work')
+  p.add_argument('--processes', type=int, default=os.cpu_count() or 1, help='default: %(default)s')
+
+
+def _corrupt(options) -> int:
+  from jaxmm.curation import corruptions_job
+
+  kinds = {'kinds': tuple(options.kinds)} if options.kinds else {}
+  config = corruptions_job.CorruptionsConfig(**kinds, rate=options.rate, seed=options.seed)
+  table = corruptions_job.run(
+    corpus_of(options),
+    config,
+    options.workdir or f'{options.output}.work',
+    processes=options.processes,
+  )
+  corruptions_job.write(table, options.output)
+  print(f'{options.output}: {len(table):,} rows')
+  for kind, numbers in corruptions_job.outcomes(table).items():
+    others = ', '.join(f'{number:,} {reason}' for reason, number in numbers.items() if reason)
+    print(f'  {kind}: {numbers.get("", 0):,} damaged' + (f'; not: {others}' if others else ''))
+  return 0

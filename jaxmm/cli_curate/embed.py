@@ -1,0 +1,126 @@
+"""`jaxmm curate embed`: vectors of a corpus, for the methods that read vectors."""
+
+from __future__ import annotations
+
+import os
+
+from jaxmm.cli_curate.options import corpus, corpus_of
+
+ENCODERS = ('minilm', 'image', 'lm', 'brought')
+
+
+def add(methods, verb) -> None:
+  """Adds `embed` to the verbs of `jaxmm curate`; `verb` is the command's own helper."""
+  p = verb(
+    methods, 'embed', _embed,
+    'Vectors of every example, in a directory that methods on vectors read. Run again it goes on.\n'
+    'Encoders: minilm (all-MiniLM-L6-v2, or a folder of BERT weights), image (EfficientNet-\n'
+    'Lite0), lm (last states of an LM that `jaxmm train` trained), brought (your own vectors).',
+    'jaxmm curate embed --input corpus/*.jsonl.gz --id-field id --encoder minilm --output vectors\n'
+    '  jaxmm curate embed --input corpus/*.jsonl.gz --id-field id --encoder brought \\\n'
+    '      --vectors x.npy --ids ids.txt --output vectors',
+  )  # fmt: skip
+  corpus(p)
+  p.add_argument('--encoder', required=True, choices=ENCODERS)
+  p.add_argument('--output', required=True, metavar='DIR', help='made if it is not there')
+  of_encoder(p)
+  own = p.add_argument_group('brought', 'vectors for all examples of the corpus, found by id')
+  own.add_argument('--vectors', metavar='FILE', help='.npy, .npz, .parquet or zarr')
+  own.add_argument('--ids', metavar='FILE', help='of .npy and zarr: an id a line, or .npy')
+  own.add_argument('--vector-name', default='x', help='of .npz, Parquet; default: %(default)s')
+  own.add_argument('--id-name', default='id', help='of .npz, Parquet; default: %(default)s')
+
+
+def of_encoder(p) -> None:
+  """Options of the encoders that are ours."""
+  p.add_argument(
+    '--weights',
+    metavar='PATH',
+    help='folder of BERT weights, file of EfficientNet-Lite0, run of an LM; default: those of the '
+    'package, where there is one',
+  )
+  p.add_argument('--max-tokens', type=int, help='cut texts off here; default: as published')
+  p.add_argument('--image-size', type=int, help='pixels that the network sees; default: 224')
+  p.add_argument('--batch', type=int, default=32, help='over all devices; default: %(default)s')
+  p.add_argument(
+    '--rows-per-shard',
+    type=int,
+    default=2048,
+    help='what a stop loses at most; a multiple of the batch; default: %(default)s',
+  )
+  p.add_argument(
+    '--processes',
+    type=int,
+    default=os.cpu_count() or 1,
+    help='that read and hash files at first; default: %(default)s, as many as cores',
+  )
+
+
+def _embed(options) -> int:
+  _check(options)
+  if options.encoder == 'brought':
+    return _brought(options)
+  embed(options, options.output)
+  return 0
+
+
+def embed(options, directory: str) -> None:
+  """Embeds the corpus of these options with their encoder."""
+  from jaxmm.config import ConfigError
+  from jaxmm.curation import embedding_job
+  from jaxmm.studies import encoders
+
+  if options.encoder == 'image':
+    embedder = encoders.image(options.weights, options.image_size)
+  elif options.encoder == 'lm':
+    if not options.weights:
+      raise ConfigError('--encoder lm needs --weights RUN, a run of `jaxmm train`')
+    embedder = encoders.lm(options.weights, options.max_tokens)
+  else:
+    embedder = encoders.minilm(options.weights, options.max_tokens)
+  embedding_job.run(
+    corpus_of(options),
+    embedder,
+    directory,
+    batch_size=options.batch,
+    rows_per_shard=options.rows_per_shard,
+    processes=options.processes,
+  )
+
+
+def _brought(options) -> int:
+  import pyarrow as pa
+
+  from jaxmm.curation import brought, embedding_inputs, embeddings
+
+  vectors = brought.brought(
+    options.vectors, options.ids, vector_field=options.vector_name, id_field=options.id_name
+  )
+  tables = embedding_inputs.listed(
+    corpus_of(options), 'any', f'{options.output}/work', options.processes
+  )
+  out = embeddings.write(brought.matched(vectors, pa.concat_tables(tables)), options.output)
+  bad = ''.join(f', {number:,} {name}' for name, number in out.reasons().items())
+  print(f'{options.output}: {len(out):,} examples, width {out.x_ND.shape[1]}{bad}')
+  return 0
+
+
+# Options that only some encoders read: naming one for another is a mistake.
+_READ_BY = {
+  'weights': ('minilm', 'image', 'lm'),
+  'max_tokens': ('minilm', 'lm'),
+  'image_size': ('image',),
+  'vectors': ('brought',),
+  'ids': ('brought',),
+}
+
+
+def _check(options) -> None:
+  from jaxmm.config import ConfigError
+
+  for name, encoders in _READ_BY.items():
+    if getattr(options, name) is not None and options.encoder not in encoders:
+      flag = '--' + name.replace('_', '-')
+      raise ConfigError(f'{flag} is for --encoder {" or ".join(encoders)}, not {options.encoder}')
+  if options.encoder == 'brought' and options.vectors is None:
+    raise ConfigError('--encoder brought needs --vectors FILE')

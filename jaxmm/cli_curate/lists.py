@@ -1,0 +1,112 @@
+"""`jaxmm curate combine|report|export|show`: what can be done with keep-lists."""
+
+from __future__ import annotations
+
+import pathlib
+
+from jaxmm.cli_curate.options import corpus, corpus_of, say
+
+
+def add(methods, verb) -> None:
+  """Adds the verbs to `jaxmm curate`; `verb` is the command's own helper."""
+  for add_one in (_add_combine, _add_report, _add_export, _add_show):
+    add_one(methods, verb)
+
+
+def _add_combine(methods, verb) -> None:
+  p = verb(
+    methods, 'combine', _combine,
+    'Joins two keep-lists: kept by both (and), by one of them (or), or by the second of what the '
+    'first keeps (then).',
+    'jaxmm curate combine quality.parquet and length.parquet --output keep.parquet',
+  )  # fmt: skip
+  p.add_argument('first', metavar='FIRST.parquet')
+  p.add_argument('how', choices=['and', 'or', 'then'])
+  p.add_argument('second', metavar='SECOND.parquet')
+  p.add_argument('--output', required=True, metavar='FILE.parquet', help='the keep-list')
+
+
+def _combine(options) -> int:
+  from jaxmm.curation import keep_list
+
+  join = {'and': keep_list.both, 'or': keep_list.either, 'then': keep_list.then}[options.how]
+  keep = join(keep_list.read(options.first), keep_list.read(options.second))
+  keep_list.write(keep, options.output)
+  say(keep, options.output)
+  return 0
+
+
+def _add_report(methods, verb) -> None:
+  p = verb(
+    methods, 'report', _report,
+    'Writes one HTML page: reasons, scores, clusters, duplicates side by side. With --input '
+    'examples are shown, without it their ids.',
+    'jaxmm curate report keep.parquet --input corpus/*.jsonl.gz --id-field id',
+  )  # fmt: skip
+  p.add_argument('keep', metavar='KEEP.parquet')
+  corpus(p, is_required=False)
+  p.add_argument('--output', metavar='FILE.html', help='default: KEEP.html')
+
+
+def _report(options) -> int:
+  from jaxmm.curation import keep_list
+  from jaxmm.data import corpus as of_corpus
+  from jaxmm.report.keep_list_page import KeepListFile, keep_list_page
+
+  keep_list.read(options.keep)  # refuses what is damaged
+  of = KeepListFile(options.keep)
+  wanted, contents = of.shown(), {}
+  inputs = corpus_of(options) if options.input else None
+  for shard in of_corpus.shards(inputs) if inputs else ():
+    for example in of_corpus.examples(shard, inputs):
+      if example.id in wanted and not example.error:
+        contents[example.id] = example.text if example.image is None else example.image
+  if inputs and not contents:
+    print(f'note: none of the {len(wanted)} examples to be shown is in --input')
+  path = keep_list_page(of, contents).write(
+    options.output or pathlib.Path(options.keep).with_suffix('.html')
+  )
+  print(f'{path}: {len(contents)} of {len(wanted)} examples shown')
+  return 0
+
+
+def _add_export(methods, verb) -> None:
+  p = verb(
+    methods, 'export', _export,
+    'Writes the examples that a keep-list keeps, or those that it drops, with the reason.',
+    'jaxmm curate export keep.parquet --input corpus/*.jsonl.gz --id-field id \\\n'
+    '    --output kept.jsonl.gz',
+  )  # fmt: skip
+  p.add_argument('keep', metavar='KEEP.parquet')
+  corpus(p)
+  p.add_argument('--dropped', action='store_true', help='those that are dropped, instead')
+  p.add_argument(
+    '--output', required=True, metavar='FILE', help='.jsonl, .jsonl.gz, .parquet or .array_record'
+  )
+
+
+def _export(options) -> int:
+  from jaxmm.curation import export, keep_list
+
+  keep = keep_list.read(options.keep)
+  export.export(corpus_of(options), keep, pathlib.Path(options.output), dropped=options.dropped)
+  return 0
+
+
+def _add_show(methods, verb) -> None:
+  p = verb(
+    methods, 'show', _show,
+    'Says what a keep-list holds: method, parameters, how many are kept, and why others are not.',
+    'jaxmm curate show keep.parquet',
+  )  # fmt: skip
+  p.add_argument('keep', metavar='KEEP.parquet')
+
+
+def _show(options) -> int:
+  from jaxmm.curation import keep_list
+
+  keep = keep_list.read(options.keep)
+  say(keep, options.keep)
+  for name, value in keep.header()['parameters'].items():
+    print(f'  {name}: {value}')
+  return 0

@@ -1,0 +1,17 @@
+"""The verbs of `jaxmm curate`, joined."""
+
+from __future__ import annotations
+
+from jaxmm.cli_curate import apply, code, embed, lists, minhash, quality, vectors
+
+
+def add(verbs, verb) -> None:
+  """Adds `curate` and its verbs to the command's parser; `verb` is the command's own helper."""
+  p = verb(
+    verbs, 'curate', None,
+    'Says which examples of a corpus are worth keeping, and why the others are not.',
+    'jaxmm curate minhash --input corpus/*.jsonl.gz --id-field id --output keep.parquet',
+  )  # fmt: skip
+  methods = p.add_subparsers(dest='method', required=True, metavar='METHOD')
+  for of in (minhash, quality, embed, vectors, code, lists, apply):
+    of.add(methods, verb)

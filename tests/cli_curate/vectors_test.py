@@ -1,0 +1,93 @@
+"""The methods on vectors, from the command line: vectors that are brought, lists that follow."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxmm import cli
+from jaxmm.curation import embeddings, keep_list
+from jaxmm.curation.scip_job import read_clusters
+
+NUM = 80
+
+
+@pytest.fixture(scope='module')
+def given(tmp_path_factory):
+  """(words for the corpus, directory of its vectors)."""
+  root = tmp_path_factory.mktemp('vectors')
+  rng = np.random.default_rng(0)
+  centre = rng.standard_normal((4, 12))
+  x = centre[np.arange(NUM) % 4] + 0.3 * rng.standard_normal((NUM, 12))
+  x[60:] = x[40:60] + 1e-4
+  lines = [json.dumps({'id': f'd{n:02}', 'text': f'text number {n}'}) for n in range(NUM)]
+  (root / 'in.jsonl').write_text('\n'.join([*lines, '{broken', '{"id": "e", "text": ""}']) + '\n')
+  np.savez(root / 'x.npz', id=np.array([f'd{n:02}' for n in range(NUM)]), x=x)
+  corpus = ['--input', str(root / 'in.jsonl'), '--id-field', 'id']
+  words = ['--encoder', 'brought', '--vectors', str(root / 'x.npz'), '--output', str(root / 'v')]
+  assert cli.main(['curate', 'embed', *corpus, *words]) == 0
+  return corpus, root / 'v'
+
+
+def curated(given, tmp_path, *words, name='keep.parquet'):
+  line = ['curate', *words, '--vectors', str(given[1]), '--clusters', '4']
+  assert cli.main([*line, '--output', str(tmp_path / name)]) == 0
+  return keep_list.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+  ('words', 'kept'),
+  [
+    (('d4', '--keep', '0.4'), 32),
+    (('semdedup', '--prefer', 'hard', '--eps', '0.001'), 60),
+    (('semdedup', '--prefer', 'easy', '--keep', '0.5'), 40),
+    (('prototypes', '--prefer', 'easy', '--keep', '0.25'), 20),
+    (('dbp', '--prefer', 'hard', '--keep', '0.5', '--neighbours', '2'), 40),
+  ],
+)
+def test_each_verb_writes_a_list_of_all_examples(given, tmp_path, words, kept, capsys):
+  keep = curated(given, tmp_path, *words)
+  assert len(keep) == NUM + 2 and keep.num_kept == kept
+  assert keep.reasons()['unreadable'] == keep.reasons()['empty'] == 1
+  assert f'{kept} of {NUM + 2} examples kept ({words[0]})' in capsys.readouterr().out
+
+
+def test_a_list_follows_another_and_is_shown_and_exported(given, tmp_path):
+  first = curated(
+    given, tmp_path, 'semdedup', '--prefer', 'hard', '--eps', '0.001', name='a.parquet'
+  )
+  after = ['--after', str(tmp_path / 'a.parquet')]
+  both = curated(given, tmp_path, 'dbp', '--prefer', 'hard', '--keep', '0.5', *after)
+  assert first.num_kept == 60 and both.num_kept == 30 and len(both) == NUM + 2
+  assert set(both.reasons()) == {'unreadable', 'empty', 'semantic_duplicate', 'prototypical'}
+  assert both.fingerprint == embeddings.read(given[1]).fingerprint
+  keep = str(tmp_path / 'keep.parquet')
+  assert cli.main(['curate', 'report', keep, *given[0]]) == 0
+  page = (tmp_path / 'keep.html').read_text()
+  assert 'Duplicates side by side' in page and 'most prototypical' in page
+  out = tmp_path / 'kept.jsonl'
+  assert cli.main(['curate', 'export', keep, *given[0], '--output', str(out)]) == 0
+  assert len(out.read_text().splitlines()) == 30
+
+
+def test_clusters_go_on_to_scip(given, tmp_path):
+  out = tmp_path / 'clusters.parquet'
+  words = ['--vectors', str(given[1]), '--clusters', '4', '--output', str(out)]
+  assert cli.main(['curate', 'cluster', *words]) == 0
+  table = read_clusters(out)
+  assert len(table) == NUM and set(table['cluster'].to_pylist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+  ('words', 'message'),
+  [
+    (('d4', '--keep', '0.9'), 'keep is 0.9 and dedup_keep 0.75'),
+    (('d4', '--keep', '0.4', '--vectors', 'nowhere'), 'nowhere holds no embeddings'),
+    (('d4', '--keep', '0.4', '--input', 'x.jsonl'), 'give either --vectors DIR or --input'),
+    (('d4', '--keep', '0.4', '--clusters', '99'), 'clusters is 99, more than the 80 rows'),
+  ],
+)
+def test_mistakes_are_named(given, tmp_path, words, message, capsys):
+  line = ['curate', *words[:1], '--vectors', str(given[1]), *words[1:]]
+  assert cli.main([*line, '--output', str(tmp_path / 'k.parquet')]) == 2
+  assert message in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""The page says of every example what became of it, and escapes what stands in a corpus."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jaxmm.curation import keep_list
+from jaxmm.report import keep_list_page
+
+
+@pytest.fixture
+def path(tmp_path):
+  rng = np.random.default_rng(0)
+  reason = np.array(['', 'semantic_duplicate', '', 'prototypical', 'unreadable'] * 8, object)
+  ids = [f'doc-{n:02}' for n in range(40)]
+  nearest = [ids[n - 1] if reason[n] == 'semantic_duplicate' else None for n in range(40)]
+  keep = keep_list.make(
+    ids,
+    np.arange(40, dtype=np.uint64),
+    reason == '',
+    score_N=rng.uniform(size=40),
+    reason_N=reason,
+    columns={
+      'cluster': pa.array(rng.integers(0, 3, 40), mask=reason == 'unreadable'),
+      'distance': np.where(reason == 'unreadable', np.nan, rng.uniform(size=40)),
+      'nearest': nearest,
+      'similarity': np.where(reason == 'semantic_duplicate', rng.uniform(0.9, 1, 40), np.nan),
+      'error': ['broken <line>' if r == 'unreadable' else None for r in reason],
+    },
+    method='d4',
+    parameters={'keep': 0.4},
+  )
+  keep_list.write(keep, tmp_path / 'keep.parquet')
+  return tmp_path / 'keep.parquet'
+
+
+def test_reasons_pairs_clusters_and_examples_are_shown(path):
+  of = keep_list_page.KeepListFile(path)
+  shown = of.shown()
+  assert {'doc-01', 'doc-00'} <= shown and len(shown) > 20
+  contents = {i: f'a <b>text</b> of {i} and more' for i in shown}
+  html = keep_list_page.keep_list_page(of, contents).html()
+  assert '16 of 40 examples are kept (40.0%)' in html
+  for said in ('kept', 'semantic_duplicate', 'prototypical', 'unreadable', 'share kept'):
+    assert said in html
+  assert '<b>text</b>' not in html and '&lt;b&gt;text&lt;/b&gt;' in html
+  assert 'broken &lt;line&gt;' in html
+  assert '<mark>doc-01</mark>' in html and '<mark>doc-00</mark>' in html
+  assert 'most prototypical' in html and '(not shown)' not in html
+  assert len(of.pairs()) == 8 and of.pairs()[0][2] >= of.pairs()[-1][2]
+
+
+def test_clusters_go_from_the_middle_outwards(path):
+  of = keep_list_page.KeepListFile(path)
+  distance = of.column('distance')
+  clusters = of.clusters()
+  assert sum(len(rows) for _, rows in clusters) == 32 and len(clusters) == 3
+  for _, rows in clusters:
+    assert np.all(np.diff(distance[rows]) >= 0)
+
+
+def test_pictures_become_thumbnails(path):
+  of = keep_list_page.KeepListFile(path)
+  data = io.BytesIO()
+  Image.new('RGB', (400, 300), 'red').save(data, 'JPEG')
+  html = keep_list_page.keep_list_page(of, {'doc-01': data.getvalue(), 'doc-00': b'no'}).html()
+  assert html.count('data:image/png') >= 1 and 'not a picture' in html
+
+
+def test_another_parquet_file_is_refused(tmp_path):
+  pq.write_table(pa.table({'a': [1]}), tmp_path / 'a.parquet')
+  with pytest.raises(ValueError, match='is no keep-list'):
+    keep_list_page.KeepListFile(tmp_path / 'a.parquet')
