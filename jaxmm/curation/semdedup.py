@@ -205,10 +205,12 @@ def _work(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
   rows_of = lambda low, high: x_ND[order_N[low:high]]
   for size, batch in _batches([c for c in chunks if c[1] - c[0] > 1 or c[0] > c[2]], mesh):
     row = np.full((len(batch), size), -1, np.int64)
-    x_CRD = np.zeros((len(batch), size, x_ND.shape[1]), np.float32)
+    x_CRD = np.empty((len(batch), size, x_ND.shape[1]), np.float32)
     for c, (low, high, _) in enumerate(batch):
       row[c, : high - low] = np.arange(low, high)
-      x_CRD[c, : high - low] = rows_of(low, high)
+      # Straight into its place: gathering is a good part of all the time.
+      np.take(x_ND, order_N[low:high], 0, out=x_CRD[c, : high - low], mode='clip')
+      x_CRD[c, high - low :] = 0
     first = np.repeat(row[:, 0], size)
     yield row.reshape(-1), first, *_within(x_CRD, mesh)
   for low, high, start in chunks:
@@ -232,12 +234,12 @@ def _batches(chunks, mesh) -> Iterator[tuple[int, list]]:
   for chunk in chunks:
     by_size.setdefault(_padded_size(chunk[1] - chunk[0]), []).append(chunk)
   for size, members in sorted(by_size.items()):
-    number = max(_BATCH // size // devices, 1) * devices
-    for low in range(0, len(members), number):
-      batch = members[low : low + number]
-      # One shape a size, so that one program does: but for a few clusters not a whole batch.
-      full = number if len(members) > number else -(-len(batch) // devices) * devices
-      yield size, batch + [(0, 0, 0)] * (full - len(batch))
+    # Batches of one length, so that one program does, and so that the last is nearly full.
+    number = -(-len(members) * size // _BATCH)
+    length = -(-len(members) // (number * devices)) * devices
+    for low in range(0, len(members), length):
+      batch = members[low : low + length]
+      yield size, batch + [(0, 0, 0)] * (length - len(batch))
 
 
 def _padded_size(rows: int) -> int:
@@ -262,14 +264,14 @@ def _within(x_CRD, mesh):
 
 
 def _triangle(x_RD):
-  """Row tiles against all rows up to their own; only the tile on the diagonal is masked."""
+  """Tiles of rows against all rows up to their own; only the tile on the diagonal is masked."""
   bests, columns = [], []
-  is_before_TT = jnp.tril(jnp.ones((_TILE, _TILE), bool), -1)
+  is_before_TT = jnp.triu(jnp.ones((_TILE, _TILE), bool), 1)
   for low in range(0, len(x_RD), _TILE):
-    tile_TD = x_RD[low : low + _TILE]
-    product = _product(tile_TD, x_RD[: low + _TILE])
-    diagonal = jnp.where(is_before_TT, product[:, low:], -jnp.inf)
-    best_T, column_T = _largest(jnp.concatenate([product[:, :low], diagonal], axis=1))
+    # Rows before stand in the first axis: a maximum over it is one of whole vectors.
+    product = _product(x_RD[: low + _TILE], x_RD[low : low + _TILE])
+    diagonal = jnp.where(is_before_TT, product[low:], -jnp.inf)
+    best_T, column_T = _largest(jnp.concatenate([product[:low], diagonal]))
     bests.append(best_T)
     columns.append(jnp.where(best_T == -jnp.inf, -1, column_T))
   return jnp.concatenate(bests), jnp.concatenate(columns)
@@ -277,19 +279,19 @@ def _triangle(x_RD):
 
 @jax.jit
 def _between(later_RD, before_RD):
-  return _largest(_product(later_RD, before_RD))
+  return _largest(_product(before_RD, later_RD))
 
 
 def _product(a, b):
   return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _largest(score_TR):
-  """(largest, its column, the first of several); XLA vectorises this, not an argmax."""
-  best_T = jnp.max(score_TR, axis=1)
-  R = score_TR.shape[1]
-  column = jnp.where(score_TR == best_T[:, None], jnp.arange(R, dtype=jnp.int32), R)
-  return best_T, jnp.min(column, axis=1)
+def _largest(score_RT):
+  """(largest, its row, the first of several) of each column; XLA vectorises this, no argmax."""
+  best_T = jnp.max(score_RT, axis=0)
+  R = len(score_RT)
+  row = jnp.where(score_RT == best_T, jnp.arange(R, dtype=jnp.int32)[:, None], R)
+  return best_T, jnp.min(row, axis=0)
 
 
 def kept(similarity_N: np.ndarray, config: SemDedupConfig) -> np.ndarray:
