@@ -5,6 +5,11 @@ from __future__ import annotations
 import pathlib
 
 from jaxmm.cli_curate.options import corpus, corpus_of, say
+from jaxmm.config import ConfigError
+
+_OTHER = (
+  'the keep-list belongs to another corpus: {}; give the inputs and fields that it was made with'
+)
 
 
 def add(methods, verb) -> None:
@@ -53,20 +58,24 @@ def _report(options) -> int:
   from jaxmm.data import corpus as of_corpus
   from jaxmm.report.keep_list_page import KeepListFile, keep_list_page
 
-  keep_list.read(options.keep)  # refuses what is damaged
+  keep = keep_list.read(options.keep)  # refuses what is damaged
   of = KeepListFile(options.keep)
   wanted, contents = of.shown(), {}
+  digests = dict(zip(keep.table['id'].to_pylist(), keep.table['digest'].to_pylist()))
   inputs = corpus_of(options) if options.input else None
   for shard in of_corpus.shards(inputs) if inputs else ():
     for example in of_corpus.examples(shard, inputs):
       if example.id in wanted and not example.error:
+        if keep_list.digest(example.id, example.content) != digests[example.id]:
+          raise ConfigError(_OTHER.format(f'example {example.id!r} is another now'))
         contents[example.id] = example.text if example.image is None else example.image
-  if inputs and not contents:
-    print(f'note: none of the {len(wanted)} examples to be shown is in --input')
+  if inputs and wanted and not contents:
+    raise ConfigError(_OTHER.format(f'none of the {len(wanted)} examples to be shown is in it'))
   path = keep_list_page(of, contents).write(
     options.output or pathlib.Path(options.keep).with_suffix('.html')
   )
-  print(f'{path}: {len(contents)} of {len(wanted)} examples shown')
+  what = 'with their contents' if inputs else 'by id alone; --input FILE... shows their contents'
+  print(f'{path}: {len(keep):,} examples, {len(wanted)} shown {what}')
   return 0
 
 

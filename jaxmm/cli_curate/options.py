@@ -54,9 +54,48 @@ def running(p: argparse.ArgumentParser) -> None:
   )
 
 
+# Options that name a file which is read.
+_READ = ('keep', 'first', 'second', 'after', 'clusters', 'weights', 'vectors', 'ids', 'config')
+
+
+def check_output(options) -> None:
+  """Refuses to write over what is read.
+
+  Raises:
+    ConfigError: --output is an input, a keep-list or another file that the verb reads.
+  """
+  from jaxmm.config import ConfigError
+  from jaxmm.data import corpus as of_corpus
+
+  output = getattr(options, 'output', None)
+  if not output or not os.path.exists(output):
+    return
+  read = [getattr(options, name, None) for name in _READ]
+  if getattr(options, 'input', None):
+    read += [shard.path for shard in of_corpus.shards(corpus_of(options))]
+  same = os.path.realpath(output)
+  for path in read:
+    if isinstance(path, str) and os.path.realpath(path) == same:
+      raise ConfigError(f'--output {output!r} is read by this command; name another file')
+
+
 def say(keep, path) -> None:
   """Says what a list holds."""
   print(f'{path}: {keep.num_kept:,} of {len(keep):,} examples kept ({keep.method})')
   for reason, number in keep.reasons().items():
-    print(f'  {number:,} dropped: {reason}')
+    error = _most_frequent_error(keep) if reason == 'unreadable' else ''
+    print(f'  {number:,} dropped: {reason}{error}')
   print(f'  fingerprint {keep.fingerprint}')
+
+
+def _most_frequent_error(keep) -> str:
+  """Most often of one cause: a field that is named otherwise."""
+  columns = [name for name in keep.table.column_names if name.split('.')[-1] == 'error']
+  counts: dict[str, int] = {}
+  for name in columns:
+    for error in keep.table[name].drop_null().to_pylist():
+      counts[error] = counts.get(error, 0) + 1
+  if not counts:
+    return ''
+  error, number = max(counts.items(), key=lambda item: item[1])
+  return f' (such as, {number:,} times: {error})'

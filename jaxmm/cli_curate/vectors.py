@@ -27,7 +27,12 @@ def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
   of = p.add_argument_group('vectors', 'those of a directory, or of a corpus, embedded first')
   of.add_argument('--vectors', metavar='DIR', help='what `jaxmm curate embed` wrote')
   corpus(p, is_required=False)
-  p.add_argument('--encoder', default='minilm', choices=['minilm', 'image', 'lm'])
+  p.add_argument(
+    '--encoder',
+    default='minilm',
+    choices=['minilm', 'image', 'lm'],
+    help='of --input; default: %(default)s',
+  )
   embed.of_encoder(p)
   of.add_argument(
     '--after', metavar='KEEP.parquet', help='only what this keep-list keeps; both are joined'
@@ -35,12 +40,17 @@ def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
   km = p.add_argument_group('k-means')
   km.add_argument('--clusters', type=int, default=0, help='default: the square root of the rows')
   km.add_argument('--iterations', type=int, default=20, help='default: %(default)s')
-  km.add_argument('--init', default='sampled', choices=['sampled', 'k-means++'])
+  km.add_argument(
+    '--init', default='sampled', choices=['sampled', 'k-means++'], help='default: %(default)s'
+  )
   km.add_argument('--fit-rows', type=int, default=0, help='fit on a sample; default: on all')
   km.add_argument('--seed', type=int, default=0, help='default: %(default)s')
 
 
-def _share(p: argparse.ArgumentParser, what: str = 'share of the examples that is kept') -> None:
+def _share(
+  p: argparse.ArgumentParser,
+  what: str = 'share of the examples with a vector that is kept; with --after: of those it keeps',
+) -> None:
   p.add_argument('--keep', type=float, required=True, help=what)
 
 
@@ -52,7 +62,7 @@ def _add_d4(methods, verb) -> None:
     'jaxmm curate d4 --input corpus/*.jsonl.gz --text-field text --id-field id \\\n'
     '    --keep 0.6 --output keep.parquet',
   )  # fmt: skip
-  _share(p, 'R, share that is kept of all')
+  _share(p, 'R, share that is kept of the examples with a vector; at most --dedup-keep')
   p.add_argument(
     '--dedup-keep', type=float, default=0.75, help='share that SemDeDup leaves; %(default)s'
   )
@@ -231,9 +241,16 @@ def _given(options):
   if directory is None:
     directory = f'{workdir}/vectors'
     embed.embed(options, directory)
-  of = vectors.of_embeddings(embeddings.read(directory))
+  stored = embeddings.read(directory)
+  of = vectors.of_embeddings(stored)
   size = of.x_ND.nbytes / 2**30
   print(f'{len(of):,} examples, {len(of.usable_U):,} with vectors, {size:.2f} GiB of them')
+  if not len(of.usable_U):
+    reasons = ', '.join(f'{n:,} {name}' for name, n in stored.reasons().items())
+    raise ConfigError(
+      f'none of {len(of):,} examples has a vector ({reasons}); see --text-field, --image-field and '
+      f'the column error of {directory}/examples.parquet'
+    )
   if first is not None:
     of = of.only_kept(first)
     print(f'{len(of):,} of them are kept by {options.after}')

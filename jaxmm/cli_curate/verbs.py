@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate import apply, code, embed, lists, minhash, quality, vectors
+from collections.abc import Callable
+
+from jaxmm.cli_curate import apply, code, embed, lists, minhash, options, quality, vectors
 
 
 def add(verbs, verb) -> None:
@@ -15,3 +17,13 @@ def add(verbs, verb) -> None:
   methods = p.add_subparsers(dest='method', required=True, metavar='METHOD')
   for of in (minhash, quality, embed, vectors, code, lists, apply):
     of.add(methods, verb)
+  for of_method in methods.choices.values():
+    of_method.set_defaults(run=_careful(of_method.get_default('run')))
+
+
+def _careful(run: Callable) -> Callable:
+  def checked(given) -> int:
+    options.check_output(given)
+    return run(given)
+
+  return checked

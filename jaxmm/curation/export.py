@@ -115,7 +115,11 @@ def _json(record: Mapping[str, Any]) -> bytes:
   for name, value in record.items():
     if isinstance(value, bytes):
       raise ConfigError(f'field {name!r} holds bytes, which JSON cannot; export to .parquet')
-  return json.dumps(record, ensure_ascii=False, default=str).encode('utf-8', 'surrogatepass')
+  text = json.dumps(record, ensure_ascii=False, default=str)
+  try:
+    return text.encode('utf-8')
+  except UnicodeEncodeError:  # half a surrogate pair: escaped, as it came
+    return json.dumps(record, default=str).encode('ascii')
 
 
 def _write_parquet(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> int:
@@ -123,7 +127,12 @@ def _write_parquet(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> int
 
   def flush():
     nonlocal writer
-    table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
+    try:
+      table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
+    except UnicodeEncodeError as error:
+      raise ConfigError(
+        f'a text has half a surrogate pair ({error}), which Parquet cannot hold; export to .jsonl'
+      ) from error
     writer = writer or pq.ParquetWriter(path, table.schema, compression='zstd')
     writer.write_table(table)
     batch.clear()

@@ -66,6 +66,7 @@ def run(
   common = dict(settings=settings, processes=processes, echo=echo)
   workdir = pathlib.Path(workdir)
   tables = runners.map_shards(keyed, files, workdir, name='keys', **common)
+  runners.check_some(tables, files)
   documents = _Documents(tables)
   pair_E2 = _candidates(documents, config)
   if echo:

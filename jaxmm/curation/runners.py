@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from jaxmm.config import ConfigError
 from jaxmm.data.corpus import Shard
 
 Echo = Callable[[str], None]
@@ -81,6 +82,14 @@ def map_shards(
         pool.shutdown(wait=True, cancel_futures=True)
         raise
   return [pa.ipc.open_file(pa.memory_map(task[-1])).read_all() for task in tasks]
+
+
+def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
+  """Raises ConfigError for a corpus without any record, readable or not."""
+  if not sum(len(table) for table in tables):
+    raise ConfigError(
+      f'the inputs hold no example: {len(shards)} files, the first {shards[0].path}, are empty'
+    )
 
 
 def _file_name(name, index: int, shard: Shard, settings, extra) -> str:

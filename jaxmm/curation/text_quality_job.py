@@ -62,8 +62,8 @@ def run(
     ConfigError: a rule without its parser or its weight, weights that were fitted with the rules
       read otherwise, files or fields that are not there, an id that comes more than once.
   """
-  if not 0 <= keep <= 1:
-    raise ConfigError(f'keep is {keep}, expected a share from 0 to 1')
+  if not 0 < keep <= 1:
+    raise ConfigError(f'keep is {keep}, expected a share in (0, 1]')
   weights.check(config)
   config.check(text_parser.named(parser))
   settings = {
@@ -75,6 +75,7 @@ def run(
     counted, corpus.shards(inputs), workdir, name='quality', settings=settings,
     processes=processes, echo=echo,
   )  # fmt: skip
+  runners.check_some(tables, corpus.shards(inputs))
   parameters = {
     **settings['quality'], 'weights': dict(weights.of), 'keep': keep, 'parser': parser,
   }  # fmt: skip

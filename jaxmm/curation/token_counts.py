@@ -154,6 +154,7 @@ def counts(
     processes=processes,
     echo=echo,
   )
+  runners.check_some(tables, corpus.shards(inputs))
   table = pa.concat_tables(tables)
   return table.take(pc.sort_indices(table, [('id', 'ascending')])).combine_chunks()
 

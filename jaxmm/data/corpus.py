@@ -295,7 +295,7 @@ def of_record(record: Mapping[str, Any], place: str, config: CorpusConfig) -> Ex
   if config.text_field:
     text = record.get(config.text_field)
     if not isinstance(text, str):
-      error = f'no text in field {config.text_field!r}; it has {sorted(record)}'
+      error = _no_text(record, config.text_field)
       return Example(name, error=error, record=record)
   if config.image_field:
     image = record.get(config.image_field)
@@ -304,6 +304,12 @@ def of_record(record: Mapping[str, Any], place: str, config: CorpusConfig) -> Ex
       error = f'no picture in field {config.image_field!r}; it has {sorted(record)}'
       return Example(name, error=error, record=record)
   return Example(name, text, image, record=record)
+
+
+def _no_text(record: Mapping[str, Any], field: str) -> str:
+  if field not in record:
+    return f'no text in field {field!r}; it has {sorted(record)}'
+  return f'no text in field {field!r}: its value is of type {type(record[field]).__name__}'
 
 
 def _is_unicode(text: str) -> bool:

@@ -82,7 +82,7 @@ class Page:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
-      with os.fdopen(handle, 'w', encoding='utf-8') as stream:
+      with os.fdopen(handle, 'w', encoding='utf-8', errors='backslashreplace') as stream:
         stream.write(self.html())
       os.chmod(name, 0o644)
       os.replace(name, path)

@@ -78,6 +78,65 @@ def test_clusters_go_on_to_scip(given, tmp_path):
   assert len(table) == NUM and set(table['cluster'].to_pylist()) == {0, 1, 2, 3}
 
 
+def test_nothing_that_is_read_is_written_over(given, tmp_path, capsys):
+  corpus, directory = given
+  keep = tmp_path / 'keep.parquet'
+  semdedup = ('semdedup', '--prefer', 'hard', '--eps', '0.001')
+  curated(given, tmp_path, *semdedup)
+  before = {path: path.read_bytes() for path in (keep, directory.parent / 'in.jsonl')}
+  source = corpus[1]
+  for words in (
+    ('minhash', *corpus, '--output', source),
+    ('export', str(keep), *corpus, '--output', source),
+    ('report', str(keep), *corpus, '--output', str(keep)),
+    ('combine', str(keep), 'and', str(keep), '--output', str(keep)),
+    (*semdedup, '--vectors', str(directory), '--after', str(keep), '--output', str(keep)),
+  ):
+    assert cli.main(['curate', *words]) == 2
+    assert 'is read by this command; name another file' in capsys.readouterr().err
+  assert {path: path.read_bytes() for path in before} == before
+
+
+def test_what_was_not_read_says_why(given, tmp_path, capsys):
+  corpus, directory = given
+  line = ['curate', 'minhash', *corpus, '--output', str(tmp_path / 'k.parquet')]
+  assert cli.main([*line, '--text-field', 'body']) == 0
+  said = capsys.readouterr().out
+  assert "82 dropped: unreadable (such as, 81 times: no text in field 'body'; it has" in said
+  (tmp_path / 'none.jsonl').write_text('')
+  for verb in (('minhash',), ('long_files', '--max-tokens', '5')):
+    words = ['--input', str(tmp_path / 'none.jsonl'), '--output', str(tmp_path / 'n.parquet')]
+    assert cli.main(['curate', *verb, *words]) == 2
+    assert 'the inputs hold no example: 1 files' in capsys.readouterr().err
+
+
+def test_a_page_of_another_corpus_is_refused(given, tmp_path, capsys):
+  curated(given, tmp_path, 'prototypes', '--prefer', 'hard', '--keep', '0.5')
+  other = tmp_path / 'other.jsonl'
+  other.write_text(
+    ''.join(json.dumps({'id': f'd{n:02}', 'text': f'changed {n}'}) + '\n' for n in range(NUM))
+  )
+  words = [str(tmp_path / 'keep.parquet'), '--input', str(other), '--id-field', 'id']
+  assert cli.main(['curate', 'report', *words]) == 2
+  assert 'is another now' in capsys.readouterr().err
+  other.write_text('{"id": "z", "text": "x"}\n')
+  assert cli.main(['curate', 'report', *words]) == 2
+  assert 'to be shown is in it' in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_goes_through(tmp_path, capsys):
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"id": "a", "text": "one \\ud800 two"}\n{"id": "b", "text": "three"}\n')
+  corpus, keep = ['--input', str(path), '--id-field', 'id'], str(tmp_path / 'k.parquet')
+  assert cli.main(['curate', 'minhash', *corpus, '--output', keep]) == 0
+  assert cli.main(['curate', 'report', keep, *corpus]) == 0
+  out = tmp_path / 'out.jsonl'
+  assert cli.main(['curate', 'export', keep, *corpus, '--output', str(out)]) == 0
+  assert json.loads(out.read_text('utf-8').splitlines()[0])['text'] == 'one \ud800 two'
+  assert cli.main(['curate', 'export', keep, *corpus, '--output', str(tmp_path / 'o.parquet')]) == 2
+  assert 'which Parquet cannot hold' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('words', 'message'),
   [

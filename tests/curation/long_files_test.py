@@ -129,14 +129,14 @@ def test_what_cannot_be_read_is_a_row_and_no_part_of_a_share(tmp_path):
   assert keep.table['error'].null_count == 3
 
 
-def test_a_corpus_of_nothing_gives_an_empty_list(tmp_path):
+def test_a_corpus_of_nothing_is_refused(tmp_path):
   path = tmp_path / 'in.jsonl'
   path.write_text('\n')
-  keep = long_files.run(
-    CorpusConfig((str(path),)), LongFilesConfig(drop_token_share=0.5), tmp_path / 'w', echo=None
-  )
-  assert len(keep) == 0
-  assert np.isnan(long_files.token_mass(keep.table['tokens'].to_numpy()).mean)
+  with pytest.raises(ConfigError, match='the inputs hold no example: 1 files'):
+    long_files.run(
+      CorpusConfig((str(path),)), LongFilesConfig(drop_token_share=0.5), tmp_path / 'w', echo=None
+    )
+  assert np.isnan(long_files.token_mass(np.zeros(0)).mean)
 
 
 def test_counts_that_the_user_brings_are_judged_the_same():

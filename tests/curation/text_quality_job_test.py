@@ -138,7 +138,8 @@ def test_a_corpus_of_nothing_that_can_be_scored(tmp_path):
   assert keep.reasons() == {'empty': 2} and keep.num_kept == 0
   (tmp_path / 'none').mkdir()
   (tmp_path / 'none' / 'a.jsonl').write_text('')
-  assert len(run(CorpusConfig((str(tmp_path / 'none'),)), tmp_path / 'w')) == 0
+  with pytest.raises(ConfigError, match='the inputs hold no example: 1 files'):
+    run(CorpusConfig((str(tmp_path / 'none'),)), tmp_path / 'w')
 
 
 def test_an_id_that_comes_twice_is_named(tmp_path):
