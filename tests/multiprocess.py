@@ -8,8 +8,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+# What C++ prints (gloo's greetings, in pieces) goes to stderr: stdout is the script's alone.
 _PREAMBLE = """
 import os, sys
+sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
+os.dup2(2, 1)
 import jax
 jax.config.update('jax_cpu_collectives_implementation', 'gloo')
 jax.distributed.initialize(os.environ['COORDINATOR'], int(os.environ['PROCESSES']),
@@ -38,7 +41,7 @@ def run_processes(
   (`num_processes=1`) runs the same way, so that its results can be compared.
 
   Returns:
-    What each process printed (without the lines of gloo), in the order of the processes.
+    What each process printed, in the order of the processes.
 
   Raises:
     AssertionError: a process failed or did not finish in `timeout` seconds; all are ended, the
@@ -86,8 +89,7 @@ def run_processes(
   for i, (p, out, err) in enumerate(zip(processes, outs, errs)):
     out.seek(0)
     err.seek(0)
-    lines = out.read().splitlines(keepends=True)
-    texts.append(''.join(line for line in lines if not line.startswith('[Gloo]')))
+    texts.append(out.read())
     if p.returncode != 0:
       failures.append(
         f'--- process {i}: exit {p.returncode}\n{texts[-1][-1000:]}\n{err.read()[-3000:]}'

@@ -56,6 +56,7 @@ def _add_report(methods, verb) -> None:
 def _report(options) -> int:
   from jaxmm.curation import keep_list
   from jaxmm.data import corpus as of_corpus
+  from jaxmm.data import kept
   from jaxmm.report.keep_list_page import KeepListFile, keep_list_page
 
   keep = keep_list.read(options.keep)  # refuses what is damaged
@@ -66,7 +67,7 @@ def _report(options) -> int:
   for shard in of_corpus.shards(inputs) if inputs else ():
     for example in of_corpus.examples(shard, inputs):
       if example.id in wanted and not example.error:
-        if keep_list.digest(example.id, example.content) != digests[example.id]:
+        if kept.digest(example.id, example.content) != digests[example.id]:
           raise ConfigError(_OTHER.format(f'example {example.id!r} is another now'))
         contents[example.id] = example.text if example.image is None else example.image
   if inputs and wanted and not contents:

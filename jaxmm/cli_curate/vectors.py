@@ -241,16 +241,9 @@ def _given(options):
   if directory is None:
     directory = f'{workdir}/vectors'
     embed.embed(options, directory)
-  stored = embeddings.read(directory)
-  of = vectors.of_embeddings(stored)
+  of = vectors.of_embeddings(embeddings.read(directory))
   size = of.x_ND.nbytes / 2**30
   print(f'{len(of):,} examples, {len(of.usable_U):,} with vectors, {size:.2f} GiB of them')
-  if not len(of.usable_U):
-    reasons = ', '.join(f'{n:,} {name}' for name, n in stored.reasons().items())
-    raise ConfigError(
-      f'none of {len(of):,} examples has a vector ({reasons}); see --text-field, --image-field and '
-      f'the column error of {directory}/examples.parquet'
-    )
   if first is not None:
     of = of.only_kept(first)
     print(f'{len(of):,} of them are kept by {options.after}')

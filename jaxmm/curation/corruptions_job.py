@@ -97,10 +97,9 @@ def run(
 
 def damaged(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """The rows of one file."""
-  of_corpus = {k: tuple(v) if isinstance(v, list) else v for k, v in settings['corpus'].items()}
   config = settings['corruptions']
   rows = []
-  for example in corpus.examples(shard, CorpusConfig(**of_corpus)):
+  for example in corpus.examples(shard, corpus.of_json(settings['corpus'])):
     for kind in config['kinds']:
       rows.append({'id': f'{example.id}:{kind}', 'of': example.id, 'kind': kind})
       rows[-1] |= _outcome(example, kind, config)

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, runners
+from jaxmm.curation import runners
 from jaxmm.curation.keep_list import EMPTY, UNREADABLE
-from jaxmm.data import corpus
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Example, Shard
 from jaxmm.data.sources import UnreadableRecord
 from jaxmm.data.transforms import cropped, decode_image
@@ -75,11 +75,10 @@ def listed(
 
 def listed_file(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """`listed` of one file."""
-  of_corpus = {k: tuple(v) if isinstance(v, list) else v for k, v in settings['corpus'].items()}
   columns = {'id': [], 'digest': [], 'reason': [], 'error': []}
-  for example in corpus.examples(shard, CorpusConfig(**of_corpus)):
+  for example in corpus.examples(shard, corpus.of_json(settings['corpus'])):
     why, error = reason(example, settings['kind'])
-    values = (example.id, keep_list.digest(example.id, example.content), why, error)
+    values = (example.id, kept.digest(example.id, example.content), why, error)
     for name, value in zip(columns, values):
       columns[name].append(value)
   types = {'digest': pa.uint64()}

@@ -30,7 +30,7 @@ from jaxmm.core.protocols import Batch
 from jaxmm.curation import embeddings, keep_list, runners
 from jaxmm.curation.embedding_inputs import Inputs, listed
 from jaxmm.curation.embeddings import Embeddings
-from jaxmm.data import corpus
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Example, Shard
 
 
@@ -233,7 +233,7 @@ class SortedPass:
         if number >= end:
           break
         if number >= first:
-          if keep_list.digest(example.id, example.content) != self._digest_N[number]:
+          if kept.digest(example.id, example.content) != self._digest_N[number]:
             raise _changed(shard)
           yield example
         number += 1

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list
+from jaxmm.data import kept
 from jaxmm.data.array_store import ArrayStore, ArrayStoreWriter
 
 BAD = 'bad_embedding'
@@ -79,7 +80,7 @@ class Embeddings:
 
   Attributes:
     ids: strings, all different.
-    digest_N: uint64, of id and content (see `keep_list.digest`).
+    digest_N: uint64, of id and content (see `data.kept.digest`).
     x_ND: float32 rows of length 1, zeros where not usable: `Rows`, read in pieces from disk, or an
       array.
     reason_N: why a row cannot be used; '' where it can.
@@ -202,7 +203,7 @@ def _digests(ids: pa.Array, x_ND: Any) -> np.ndarray:
   for piece in pieces(x_ND.shape):
     rows = np.ascontiguousarray(as_float(x_ND[piece]))
     for i, row in zip(range(piece.start, piece.stop), rows):
-      out[i] = keep_list.digest(ids[i].as_py(), row.tobytes())
+      out[i] = kept.digest(ids[i].as_py(), row.tobytes())
   return out
 
 

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list
 from jaxmm.curation.keep_list import KeepList
-from jaxmm.data import corpus
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Example
 
 _ROWS = 4096
@@ -61,7 +60,7 @@ def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dic
   seen = 0
   for shard in corpus.shards(inputs):
     for example in corpus.examples(shard, inputs):
-      if example.id not in of or of[example.id][0] != keep_list.digest(example.id, example.content):
+      if example.id not in of or of[example.id][0] != kept.digest(example.id, example.content):
         what = 'is another now' if example.id in of else 'is not in it'
         raise ConfigError(
           f'the keep-list belongs to another corpus: example {example.id!r} {what}; give the '

@@ -17,7 +17,6 @@ shows in it, and that of any part of a corpus follows from the list itself.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -177,14 +176,6 @@ def fingerprint(digest_N: np.ndarray) -> str:
     total = int(np.sum(digest_N, dtype=np.uint64))
     squares = int(np.sum(digest_N * digest_N, dtype=np.uint64))
   return f'{len(digest_N)}-{total:016x}{squares:016x}'
-
-
-def digest(example_id: str, content: bytes) -> int:
-  """64 bits of an example's id and content."""
-  of = hashlib.blake2b(digest_size=8)
-  of.update(example_id.encode('utf-8', 'surrogatepass') + b'\0')
-  of.update(content)
-  return int.from_bytes(of.digest(), 'little')
 
 
 def versions() -> dict[str, str]:

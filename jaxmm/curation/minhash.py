@@ -29,7 +29,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import shingles
+from jaxmm.curation import running_hash, shingles
 from jaxmm.curation.shingles import ShingleConfig
 
 CHECKS = ('exact', 'signature', 'none')
@@ -152,7 +152,7 @@ def band_keys(signature_NP: np.ndarray, bands: int, rows: int) -> np.ndarray:
   cut = signature_NP[:, : bands * rows].reshape(N, bands, rows)
   key = np.zeros((bands, N), np.uint64)
   for r in range(rows):
-    key = shingles.mixed(key ^ cut[:, :, r].T.astype(np.uint64))
+    key = running_hash.mixed(key ^ cut[:, :, r].T.astype(np.uint64))
   return key
 
 
@@ -175,7 +175,7 @@ def pairs_of_equal(
   N, members = len(has_N), np.flatnonzero(has_N)
   whole = np.zeros(len(members), np.uint64)
   for band in range(bands):
-    whole = shingles.mixed(whole ^ keys_of(band)[members])
+    whole = running_hash.mixed(whole ^ keys_of(band)[members])
   _, first, kind = np.unique(whole, return_index=True, return_inverse=True)
   first_M = members[first][kind]
   found = (first_M * N + members)[first_M != members]

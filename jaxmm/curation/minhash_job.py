@@ -25,7 +25,7 @@ from jaxmm.curation import keep_list, minhash, runners, shingles
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.minhash import MinHashConfig
 from jaxmm.curation.shingles import ShingleConfig
-from jaxmm.data import corpus
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Shard
 
 # Who survives of a cluster; then the least id.
@@ -103,7 +103,7 @@ def keyed(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
     signature_NP, has_N = minhash.signatures(texts, config)
     columns = {
       'id': [e.id for e in examples],
-      'digest': np.array([keep_list.digest(e.id, e.content) for e in examples], np.uint64),
+      'digest': np.array([kept.digest(e.id, e.content) for e in examples], np.uint64),
       'error': [e.error for e in examples],
       'length': np.array([len(t) for t in texts], np.int64),
       'has': has_N,
@@ -141,8 +141,7 @@ def shingle_table(shard: Shard, settings: Mapping[str, Any], rows: Sequence[int]
 def _configs(settings: Mapping[str, Any]) -> tuple[CorpusConfig, MinHashConfig]:
   of_minhash = dict(settings['minhash'])
   of_minhash['shingles'] = ShingleConfig(**of_minhash['shingles'])
-  of_corpus = {k: tuple(v) if isinstance(v, list) else v for k, v in settings['corpus'].items()}
-  return CorpusConfig(**of_corpus), MinHashConfig(**of_minhash)
+  return corpus.of_json(settings['corpus']), MinHashConfig(**of_minhash)
 
 
 def _batches(examples):

@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jaxmm.config import ConfigError
+from jaxmm.curation import running_hash
 
 KINDS = ('words', 'characters')
-# Odd, so that they have inverses modulo 2^64; otherwise arbitrary, and part of every result.
-_BASE = 0x9E3779B97F4A7C15
+# Odd, otherwise arbitrary, and part of every result.
 _STEP = 0xD6E8FEB86659FD93
 # Code points hashed at once: a few arrays of eight bytes each that stay in the cache.
 _BATCH = 1 << 18
@@ -96,18 +96,14 @@ def _shingles(texts: Sequence[str], config: ShingleConfig) -> tuple[np.ndarray, 
   joined = '\n'.join(texts)
   length_T = np.fromiter(map(len, texts), np.int64, len(texts))
   start_T = np.cumsum(length_T + 1) - (length_T + 1)
-  if joined.isascii():
-    point_C = np.frombuffer(joined.encode('ascii'), np.uint8)
-  else:
-    # Lone surrogates are characters of broken files; they hash like any other.
-    point_C = np.frombuffer(joined.encode('utf-32-le', 'surrogatepass'), np.uint32)
+  point_C = running_hash.points(joined)
   if config.kind == 'words':
     unit_W, text_W = _words(point_C, start_T)
   else:
     text_C = np.repeat(np.arange(len(texts)), length_T + 1)[: len(point_C)]
     is_text = np.ones(len(point_C), bool)
     is_text[start_T[1:] - 1] = False
-    unit_W, text_W = mixed(point_C[is_text].astype(np.uint64)), text_C[is_text]
+    unit_W, text_W = running_hash.mixed(point_C[is_text].astype(np.uint64)), text_C[is_text]
   return _runs(unit_W, text_W, len(texts), config.size)
 
 
@@ -117,13 +113,8 @@ def _words(point_C: np.ndarray, start_T: np.ndarray) -> tuple[np.ndarray, np.nda
   is_word[1:-1] = _word_table(point_C.dtype == np.uint8)[point_C]
   edge = np.diff(is_word)
   first_W, end_W = np.flatnonzero(edge == 1), np.flatnonzero(edge == -1)
-  # Of the word x0 x1 ... the hash is x0 + x1 b + x2 b^2 + ... modulo 2^64: a difference of two
-  # running sums, divided by the power of b at its start.
-  power_C, inverse_C = _powers(len(point_C))
-  upto = np.zeros(len(point_C) + 1, np.uint64)
-  np.cumsum((point_C.astype(np.uint64) + np.uint64(1)) * power_C, out=upto[1:])
-  hash_W = (upto[end_W] - upto[first_W]) * inverse_C[first_W]
-  return mixed(hash_W), np.searchsorted(start_T, first_W, side='right') - 1
+  hash_W = running_hash.words(point_C.astype(np.uint64) + np.uint64(1), first_W, end_W)
+  return hash_W, np.searchsorted(start_T, first_W, side='right') - 1
 
 
 def _runs(unit_W, text_W, num_texts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -141,14 +132,7 @@ def _runs(unit_W, text_W, num_texts: int, size: int) -> tuple[np.ndarray, np.nda
     step = np.uint64(int(step) * _STEP % 2**64)
     part = padded[first_S + i] * step
     hash_S += part if count_T.min(initial=size) >= size else np.where(i < units_S, part, 0)
-  return mixed(hash_S), text_S
-
-
-def mixed(x: np.ndarray) -> np.ndarray:
-  """A bijection of uint64, every output bit hanging on every input bit (splitmix64's last step)."""
-  x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-  x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-  return x ^ (x >> np.uint64(31))
+  return running_hash.mixed(hash_S), text_S
 
 
 @functools.lru_cache(maxsize=2)
@@ -156,17 +140,3 @@ def _word_table(is_ascii: bool) -> np.ndarray:
   """int8: 1 where the code point is a letter, a digit or an underscore."""
   points = range(128 if is_ascii else 0x110000)
   return np.fromiter((chr(c).isalnum() or c == 95 for c in points), np.int8, len(points))
-
-
-_POWERS: list[np.ndarray] = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
-
-
-def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-  """The first powers of the base and of its inverse, modulo 2^64; made once."""
-  if len(_POWERS[0]) < length:
-    size = 1 << (length - 1).bit_length()
-    for k, base in enumerate((_BASE, pow(_BASE, -1, 2**64))):
-      factors = np.full(size, base, np.uint64)
-      factors[0] = 1
-      _POWERS[k] = np.cumprod(factors)
-  return _POWERS[0][:length], _POWERS[1][:length]

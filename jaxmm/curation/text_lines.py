@@ -21,15 +21,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxmm.curation.shingles import mixed
+from jaxmm.curation import running_hash
 
 UNITS = ('lines', 'sentences')
 _WORD, _SPACE, _UPPER, _LOWER, _DIGIT, _APOSTROPHE, _CURLY, _LETTER = (1 << i for i in range(8))
 _BREAK = re.compile('\r\n|\r|\n')
 # After a mark that ends a sentence, and a quote or bracket that closes it.
 _SENTENCE = re.compile(r'(?<=[.!?])\s+|(?<=[.!?]["\'”’)\]])\s+')
-# Odd, so that it has an inverse modulo 2^64; otherwise arbitrary, and part of every hash.
-_BASE = 0x9E3779B97F4A7C15
 _HASH_BITS = 48
 # At once: a few arrays of eight bytes each that stay in the cache; and 16 bits of line number.
 _POINTS, _LINES = 1 << 18, 1 << 16
@@ -71,12 +69,8 @@ class Lines:
       raise ValueError(f'{len(lines)} lines at once, expected at most {_LINES}; use batches')
     self.lines = lines
     joined = '\n'.join([*lines, ''])
-    self._is_ascii = joined.isascii()
-    if self._is_ascii:
-      self._point_C = np.frombuffer(joined.encode('ascii'), np.uint8)
-    else:
-      # Lone surrogates are characters of broken files; they are marks.
-      self._point_C = np.frombuffer(joined.encode('utf-32-le', 'surrogatepass'), np.uint32)
+    self._point_C = running_hash.points(joined)
+    self._is_ascii = self._point_C.dtype == np.uint8
     length_L = np.fromiter(map(len, lines), np.int64, len(lines))
     self._bound = np.concatenate([[0], np.cumsum(length_L + 1)])
     self._kind_C = _kinds(self._is_ascii)[self._point_C]
@@ -264,15 +258,8 @@ def _values(is_ascii: bool) -> np.ndarray:
 
 def _hashes(point_C, first_W, end_W, is_ascii: bool) -> np.ndarray:
   """48 bits of every word's lower-cased characters, uint64."""
-  # Of the word x0 x1 ... the hash is x0 + x1 b + x2 b^2 + ... modulo 2^64: a difference of two
-  # running sums, divided by the power of b at its start.
-  power_C, inverse_C = _powers(len(point_C))
-  upto = np.zeros(len(point_C) + 1, np.uint64)
-  value_C = _values(is_ascii)[point_C]
-  value_C *= power_C
-  np.cumsum(value_C, out=upto[1:])
-  hash_W = (upto[end_W] - upto[first_W]) * inverse_C[first_W]
-  return mixed(hash_W) >> np.uint64(64 - _HASH_BITS)
+  hash_W = running_hash.words(_values(is_ascii)[point_C], first_W, end_W)
+  return hash_W >> np.uint64(64 - _HASH_BITS)
 
 
 @functools.lru_cache(maxsize=8)
@@ -280,17 +267,3 @@ def _hash_of_words(words: tuple[str, ...]) -> np.ndarray:
   point_C = np.array([ord(c) for word in words for c in word], np.uint32)
   end_W = np.cumsum([len(word) for word in words])
   return _hashes(point_C, np.append(0, end_W[:-1]), end_W, ''.join(words).isascii())
-
-
-_POWERS: list[np.ndarray] = [np.ones(1, np.uint64), np.ones(1, np.uint64)]
-
-
-def _powers(length: int) -> tuple[np.ndarray, np.ndarray]:
-  """The first powers of the base and of its inverse, modulo 2^64; made once."""
-  if len(_POWERS[0]) < length:
-    size = 1 << (length - 1).bit_length()
-    for k, base in enumerate((_BASE, pow(_BASE, -1, 2**64))):
-      factors = np.full(size, base, np.uint64)
-      factors[0] = 1
-      _POWERS[k] = np.cumprod(factors)
-  return _POWERS[0][:length], _POWERS[1][:length]

@@ -23,7 +23,7 @@ from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list, runners, text_parser, text_quality
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.text_quality import QualityConfig, Weights
-from jaxmm.data import corpus
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Shard
 
 LOW = 'low_quality'
@@ -98,7 +98,7 @@ def _counted(examples: Sequence[corpus.Example], config: QualityConfig, parser) 
   counts = text_quality.documents(texts, config, parser)
   columns = {
     'id': pa.array([e.id for e in examples], pa.string()),
-    'digest': np.array([keep_list.digest(e.id, e.content) for e in examples], np.uint64),
+    'digest': np.array([kept.digest(e.id, e.content) for e in examples], np.uint64),
     'error': pa.array([e.error for e in examples], pa.string()),
     'lines': counts.lines_D,
     'tokens': counts.tokens_D,
@@ -109,8 +109,8 @@ def _counted(examples: Sequence[corpus.Example], config: QualityConfig, parser) 
 
 
 def _configs(settings: Mapping[str, Any]) -> tuple[CorpusConfig, QualityConfig]:
-  tuples = lambda of: {k: tuple(v) if isinstance(v, list) else v for k, v in of.items()}
-  return CorpusConfig(**tuples(settings['corpus'])), QualityConfig(**tuples(settings['quality']))
+  of_quality = dict(settings['quality'], rules=tuple(settings['quality']['rules']))
+  return corpus.of_json(settings['corpus']), QualityConfig(**of_quality)
 
 
 def _judged(table: pa.Table, config: QualityConfig, weights, keep, parameters, echo) -> KeepList:

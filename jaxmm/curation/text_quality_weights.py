@@ -28,10 +28,10 @@ import numpy as np
 
 from jaxmm.config import ConfigError
 from jaxmm.core.protocols import Scorer
-from jaxmm.curation import keep_list, text_lines, text_quality
+from jaxmm.curation import text_lines, text_quality
 from jaxmm.curation.text_parser import Parser
 from jaxmm.curation.text_quality import QualityConfig, Weights
-from jaxmm.data import corpus
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig
 
 FORMAT = 'jaxmm-text-quality-weights-1'
@@ -256,6 +256,6 @@ def sample(inputs: CorpusConfig, number: int) -> list[str]:
     for shard in corpus.shards(inputs):
       for e in corpus.examples(shard, inputs):
         if not e.error and e.text:
-          yield keep_list.digest(e.id, e.content), e.id, e.text
+          yield kept.digest(e.id, e.content), e.id, e.text
 
   return [text for *_, text in heapq.nsmallest(number, drawn())]

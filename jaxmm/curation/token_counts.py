@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, runners
-from jaxmm.data import corpus
+from jaxmm.curation import runners
+from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Shard
 
 Count = Callable[[str], int]
@@ -161,12 +161,12 @@ def counts(
 
 def counted(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """The columns of SCHEMA for the examples of one file."""
-  of_corpus = {k: tuple(v) if isinstance(v, list) else v for k, v in settings['corpus'].items()}
-  inputs, count = CorpusConfig(**of_corpus), _loaded(settings['counter'], settings['identity'])
+  inputs = corpus.of_json(settings['corpus'])
+  count = _loaded(settings['counter'], settings['identity'])
   ids, digests, errors, tokens = [], [], [], []
   for example in corpus.examples(shard, inputs):
     ids.append(example.id)
-    digests.append(keep_list.digest(example.id, example.content))
+    digests.append(kept.digest(example.id, example.content))
     errors.append(example.error)
     tokens.append(None if example.error else int(count(example.text or '')))
   columns = [ids, np.array(digests, np.uint64), errors, tokens]

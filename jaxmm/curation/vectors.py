@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list
-from jaxmm.curation.embeddings import BAD, Embeddings
+from jaxmm.curation.embeddings import Embeddings
 from jaxmm.curation.keep_list import KeepList
 
 _ROWS = 1 << 16
@@ -28,7 +28,7 @@ class Vectors:
 
   Attributes:
     ids: strings, all different.
-    digest_N: uint64, of what the examples hold (`keep_list.digest`).
+    digest_N: uint64, of what the examples hold (`data.kept.digest`).
     x_ND: float32, of length one where usable.
     reason_N: strings; empty where the vector is usable.
   """
@@ -71,64 +71,24 @@ class Vectors:
     return self.at(np.flatnonzero(keep.table['keep'].to_numpy()))
 
 
-def of_rows(
-  ids: Any, x_ND: np.ndarray, *, digest_N: np.ndarray | None = None, reason_N: Any = None
-) -> Vectors:
-  """Vectors in any order of the examples, put in order and scaled to length one.
-
-  Args:
-    ids: N strings, all different.
-    x_ND: numbers; a row that is not finite or zero is marked `bad_embedding`.
-    digest_N: uint64; default: of id and row.
-    reason_N: strings, why an example is not usable already.
+def of_embeddings(of: Embeddings) -> Vectors:
+  """Embeddings in the order of their ids, the rows in memory.
 
   Raises:
-    ConfigError: numbers of ids and rows differ, an id comes twice, or there is no usable row.
+    ConfigError: no row is usable.
   """
-  ids = pa.array(ids, pa.string())
-  if x_ND.ndim != 2 or len(ids) != len(x_ND):
-    raise ConfigError(f'{len(ids)} ids and vectors of shape {x_ND.shape}, expected [{len(ids)}, D]')
-  reason_N = np.full(len(ids), '', object) if reason_N is None else np.array(reason_N, object)
-  order = pc.sort_indices(ids).to_numpy()
-  ids = ids.take(pa.array(order))
-  again = pc.equal(ids[1:], ids[:-1])
-  if pc.any(again).as_py():
-    raise ConfigError(f'id {ids[1:].filter(again)[0].as_py()!r} comes more than once')
-  x_ND, length_N = _normalised(x_ND, order)
-  reason_N = reason_N[order]
-  is_bad = ~np.isfinite(length_N) | (length_N == 0)
-  x_ND[is_bad] = 0
-  reason_N[is_bad & (reason_N == '')] = BAD
-  if digest_N is None:
-    rows = zip(ids.to_pylist(), x_ND)
-    digest_N = np.array([keep_list.digest(i, row.tobytes()) for i, row in rows], np.uint64)
-  else:
-    digest_N = np.asarray(digest_N, np.uint64)[order]
-  if not (reason_N == '').any():
-    raise ConfigError(f'none of {len(ids)} vectors is usable; the first: {reason_N[0]!r}')
-  return Vectors(ids, digest_N, x_ND, reason_N)
-
-
-def of_embeddings(of: Embeddings) -> Vectors:
-  """What `jaxmm curate embed` wrote, in the order of the ids, its rows in memory."""
+  if not of.usable_N.any():
+    reasons = ', '.join(f'{n:,} {name}' for name, n in of.reasons().items())
+    raise ConfigError(
+      f'none of {len(of):,} examples has a vector ({reasons or "there are none"}); see '
+      '--text-field and --image-field, and the column error of examples.parquet beside the vectors'
+    )
   order = pc.sort_indices(of.ids).to_numpy()
   x_ND = np.empty(of.x_ND.shape, np.float32)
   for low in range(0, len(order), _ROWS):
     x_ND[low : low + _ROWS] = of.x_ND[order[low : low + _ROWS]]
   ids = of.ids.take(pa.array(order))
   return Vectors(ids, of.digest_N[order], x_ND, of.reason_N[order])
-
-
-def _normalised(x_ND: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  out = np.empty(x_ND.shape, np.float32)
-  length_N = np.empty(len(x_ND))
-  for low in range(0, len(x_ND), _ROWS):
-    rows = np.asarray(x_ND[order[low : low + _ROWS]], np.float64)
-    length = np.sqrt(np.einsum('ND,ND->N', rows, rows))
-    with np.errstate(divide='ignore', invalid='ignore'):
-      out[low : low + _ROWS] = rows / length[:, None]
-    length_N[low : low + _ROWS] = length
-  return out, length_N
 
 
 def judged(

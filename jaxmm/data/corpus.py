@@ -68,6 +68,11 @@ class CorpusConfig:
       raise ConfigError(f'format is {self.format!r}, expected one of {", ".join(FORMATS)}')
 
 
+def of_json(settings: Mapping[str, Any]) -> CorpusConfig:
+  """The config from `dataclasses.asdict` of it, also after a way through JSON."""
+  return CorpusConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
   """One file: what is read in one piece, by one worker."""

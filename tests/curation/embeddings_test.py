@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as arrays
 from jaxmm.config import ConfigError
 from jaxmm.curation import embeddings, keep_list
 from jaxmm.curation.brought import MISSING, brought, matched
+from jaxmm.data import kept
 
 N, D = 11, 5
 IDS = [f'doc{i:02}' for i in range(N)]
@@ -161,7 +162,7 @@ def test_every_format_gives_the_same_rows(tmp_path, kind):
 def test_vectors_are_found_by_id_and_take_the_digests_of_the_corpus(tmp_path):
   path, ids = save(tmp_path, 'npy', vectors())
   corpus_ids = [*IDS[::-1], 'new']
-  digest = [keep_list.digest(name, b'text') for name in corpus_ids]
+  digest = [kept.digest(name, b'text') for name in corpus_ids]
   reason = [''] * (N + 1)
   reason[0] = 'empty'  # doc10
   examples = pa.table({'id': corpus_ids, 'digest': pa.array(digest, pa.uint64()), 'reason': reason})

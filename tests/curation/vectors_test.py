@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import d4, dbp, keep_list, prototypes, semdedup, vectors
+from jaxmm.curation import d4, dbp, embeddings, keep_list, prototypes, semdedup, vectors
 from jaxmm.curation.d4 import D4Config
 from jaxmm.curation.dbp import DbpConfig
 from jaxmm.curation.kmeans import KMeansConfig
@@ -35,15 +35,19 @@ def cloud(n=240, copies=60, d=10, seed=0):
   return [f'{"copy" if n >= 240 else "row"}-{n:03}' for n in order], x[order]
 
 
+def of_rows(ids, x, **more):
+  return vectors.of_embeddings(embeddings.of_arrays(ids, x, **more))
+
+
 def rows_of(keep):
   return {row['id']: row for row in keep.table.to_pylist()}
 
 
 def test_rows_are_put_in_order_scaled_and_judged():
   x = np.array([[3.0, 4], [0, 0], [np.nan, 1], [0, 2], [1, np.inf]])
-  of = vectors.of_rows(list('dcbae'), x, reason_N=['', '', 'unreadable', '', ''])
+  of = of_rows(list('dcbae'), x, reason_N=['', '', 'unreadable', '', ''])
   assert of.ids.to_pylist() == list('abcde')
-  assert of.reason_N.tolist() == ['', 'unreadable', vectors.BAD, '', vectors.BAD]
+  assert of.reason_N.tolist() == ['', 'unreadable', embeddings.BAD, '', embeddings.BAD]
   np.testing.assert_allclose(of.x_UD, [[0, 1], [0.6, 0.8]], rtol=1e-6)
   assert np.isfinite(of.x_ND).all() and of.usable_U.tolist() == [0, 3]
 
@@ -51,19 +55,19 @@ def test_rows_are_put_in_order_scaled_and_judged():
 @pytest.mark.parametrize(
   ('ids', 'x', 'message'),
   [
-    (['a', 'a'], np.ones((2, 3)), "id 'a' comes more than once"),
-    (['a'], np.ones((2, 3)), '1 ids and vectors of shape'),
-    (['a', 'b'], np.zeros((2, 3)), 'none of 2 vectors is usable'),
+    (['a', 'a'], np.ones((2, 3)), "ids come more than once, the first 'a'"),
+    (['a'], np.ones((2, 3)), '1 ids and 2 vectors'),
+    (['a', 'b'], np.zeros((2, 3)), r'none of 2 examples has a vector \(2 bad_embedding\)'),
   ],
 )
 def test_rows_that_make_no_sense_are_refused(ids, x, message):
   with pytest.raises(ConfigError, match=message):
-    vectors.of_rows(ids, x)
+    of_rows(ids, x)
 
 
 def test_semdedup_says_of_whom_a_dropped_row_is_a_copy():
   ids, x = cloud()
-  of = vectors.of_rows(ids, x)
+  of = of_rows(ids, x)
   keep = semdedup.run(of, SemDedupConfig('hard', eps=0.01), KMEANS, Stages())
   rows = rows_of(keep)
   pairs = {(f'row-{n:03}', f'copy-{n + 240:03}') for n in range(60)}
@@ -81,7 +85,7 @@ def test_semdedup_says_of_whom_a_dropped_row_is_a_copy():
 @pytest.mark.parametrize('prefer', ['hard', 'easy'])
 @pytest.mark.parametrize('balance', [0.0, 0.8])
 def test_prototypes_keep_one_end_of_the_ranking(prefer, balance):
-  of = vectors.of_rows(*cloud())
+  of = of_rows(*cloud())
   keep = prototypes.run(of, PrototypesConfig(prefer, 0.3, balance), KMEANS, Stages())
   rows = list(rows_of(keep).values())
   assert keep.num_kept == 90
@@ -100,7 +104,7 @@ def test_prototypes_keep_one_end_of_the_ranking(prefer, balance):
 
 def test_d4_is_its_steps():
   ids, x = cloud()
-  of = vectors.of_rows(ids, x)
+  of = of_rows(ids, x)
   keep = d4.run(of, D4Config(0.4, kmeans=KMEANS), Stages())
   rows = rows_of(keep)
   assert keep.num_kept == 120
@@ -124,9 +128,9 @@ def test_order_does_not_show_and_unusable_rows_are_in_the_list():
   x[7], x[9, 2] = 0, np.nan
   reason = np.full(len(ids), '', object)
   reason[20] = 'unreadable'
-  one = d4.run(vectors.of_rows(ids, x, reason_N=reason), D4Config(0.4, kmeans=KMEANS), Stages())
+  one = d4.run(of_rows(ids, x, reason_N=reason), D4Config(0.4, kmeans=KMEANS), Stages())
   back = slice(None, None, -1)
-  turned = vectors.of_rows(ids[back], x[back], reason_N=reason[back])
+  turned = of_rows(ids[back], x[back], reason_N=reason[back])
   other = d4.run(turned, D4Config(0.4, kmeans=KMEANS), Stages())
   assert one.table.equals(other.table) and one.header() == other.header()
   assert len(one) == 300 and one.num_kept == round(0.4 * 297)
@@ -134,7 +138,7 @@ def test_order_does_not_show_and_unusable_rows_are_in_the_list():
 
 
 def test_stages_are_done_once(tmp_path, monkeypatch):
-  of, said = vectors.of_rows(*cloud()), []
+  of, said = of_rows(*cloud()), []
   stages = Stages(tmp_path, echo=said.append)
   keep = d4.run(of, D4Config(0.4, kmeans=KMEANS), stages)
   assert not any('done before' in line for line in said)
@@ -183,7 +187,7 @@ def test_dbp_keeps_more_of_the_complex_clusters():
   spread = np.array([0.02, 0.05, 0.1, 0.2])
   label = np.repeat(np.arange(4), 100)
   x = centre[label] + spread[label][:, None] * rng.standard_normal((400, 20))
-  of = vectors.of_rows([f'{n:03}' for n in range(400)], x)
+  of = of_rows([f'{n:03}' for n in range(400)], x)
   config = DbpConfig('hard', 0.5, temperature=0.5, neighbours=2)
   keep, found = dbp.run(of, config, KMeansConfig(4, 20, init='k-means++'), Stages())
   assert keep.num_kept == 200 and np.array_equal(np.sort(found.size_K), [100] * 4)
@@ -226,7 +230,7 @@ def test_settings_are_checked(make, wrong):
 
 def test_a_list_of_other_examples_is_refused():
   ids, x = cloud()
-  of = vectors.of_rows(ids, x)
+  of = of_rows(ids, x)
   keep = semdedup.run(of, SemDedupConfig('hard', keep=0.5), KMEANS, Stages())
   with pytest.raises(ConfigError, match='of 300 other examples'):
     dataclasses.replace(of, digest_N=of.digest_N + np.uint64(1)).only_kept(keep)
@@ -234,11 +238,12 @@ def test_a_list_of_other_examples_is_refused():
 
 _D4 = """
 import numpy as np
-from jaxmm.curation import d4, keep_list, vectors
+from jaxmm.curation import d4, keep_list
 from jaxmm.curation.kmeans import KMeansConfig
 from jaxmm.curation.stages import Stages
+from tests.curation.vectors_test import of_rows
 with np.load(sys.argv[1]) as saved:
-  of = vectors.of_rows(saved['ids'], saved['x'])
+  of = of_rows(saved['ids'], saved['x'])
 keep = d4.run(of, d4.D4Config(0.4, kmeans=KMeansConfig(6, 8)), Stages(sys.argv[2]))
 if jax.process_index() == 0:
   keep_list.write(keep, sys.argv[3])
