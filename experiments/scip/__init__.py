@@ -1,0 +1,1 @@
+"""SCIP (arXiv:2312.02418): claim and page."""

@@ -1,0 +1,1 @@
+"""SemDeDup (arXiv:2303.09540): claim and page."""

@@ -1,0 +1,1 @@
+"""Text Quality-Based Pruning (arXiv:2405.01582): claim, page and scripts."""

@@ -1,0 +1,266 @@
+"""Selections of a corpus compared by what a language model learns from them in equal steps.
+
+Every arm is a keep-list over a pool of texts. For each seed and arm the same model trains for the
+same number of steps on what the list keeps (which is repeated as often as it takes) and is
+evaluated on held-out texts that no list touches. Seeds change the model's start, the order of the
+data and whatever a selection draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+import jaxmm
+from jaxmm import config as configs
+from jaxmm.curation import embedding_job, embeddings, keep_list, vectors
+from jaxmm.curation.embedding_job import Embedder
+from jaxmm.curation.keep_list import KeepList
+from jaxmm.curation.vectors import Vectors
+from jaxmm.data import corpus, kept
+from jaxmm.data.corpus import CorpusConfig
+from jaxmm.studies import evaluation, loading, pruning_corpora, run
+from jaxmm.studies.pruning_corpora import HELD_OUT, POOLS
+from jaxmm.studies.stages import Stage, Study, paired
+
+Echo = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+  """What a selection chooses from.
+
+  Attributes:
+    path: the JSON lines, with ids.
+    embedded: where its vectors are; None where the study has no encoder.
+  """
+
+  path: pathlib.Path
+  embedded: pathlib.Path | None = None
+
+  @property
+  def inputs(self) -> CorpusConfig:
+    """As the methods take it."""
+    return CorpusConfig((str(self.path),), id_field='id')
+
+  @functools.cached_property
+  def examples(self) -> list[corpus.Example]:
+    """All of them, in the order of the file."""
+    (shard,) = corpus.shards(self.inputs)
+    return list(corpus.examples(shard, self.inputs))
+
+  def vectors(self) -> Vectors:
+    """Of all examples."""
+    return vectors.of_embeddings(embeddings.read(self.embedded))
+
+  def only(self, keep_N: np.ndarray, method: str, **parameters: Any) -> KeepList:
+    """The list that keeps these examples, in the order of the file."""
+    return keep_list.make(
+      [e.id for e in self.examples],
+      np.array([kept.digest(e.id, e.content) for e in self.examples], np.uint64),
+      keep_N,
+      reason_N=np.where(keep_N, '', f'not_{method}').astype(object),
+      method=method,
+      parameters=parameters,
+    )
+
+
+# (pool, seed, directory for its stages, echo) -> the list
+Select = Callable[[Pool, int, pathlib.Path, Echo], KeepList]
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """One way to choose training texts.
+
+  Attributes:
+    pool: name of the pool.
+    select: gives the keep-list.
+    settings: all that `select` depends on but the pool and the seed, JSON values.
+    needs_vectors: whether it reads the pool's vectors.
+  """
+
+  pool: str
+  select: Select
+  settings: Mapping[str, Any]
+  needs_vectors: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+  """A study's plan.
+
+  Attributes:
+    corpora: writes the pools and held-out texts below a directory and returns their sizes.
+    corpora_settings: all that these depend on, JSON values.
+    arms: by name.
+    model: run config of the LM; its data is filled in.
+    held_out: names of the held-out texts.
+    means: {metric: names of held-out texts} whose mean bits a byte is one.
+    seeds: every arm is trained with each.
+    encoder: of the vectors, made when it is needed.
+    encoder_settings: its name, JSON values.
+  """
+
+  corpora: Callable[[pathlib.Path], Mapping[str, Any]]
+  corpora_settings: Mapping[str, Any]
+  arms: Mapping[str, Arm]
+  model: Mapping[str, Any]
+  held_out: Sequence[str]
+  means: Mapping[str, Sequence[str]]
+  seeds: Sequence[int] = (0,)
+  encoder: Callable[[], Embedder] | None = None
+  encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def everything(pool: Pool, seed: int, directory: pathlib.Path, echo: Echo) -> KeepList:
+  """The selection that drops nothing."""
+  del seed, directory, echo
+  return pool.only(np.ones(len(pool.examples), bool), 'everything')
+
+
+def random_texts(
+  share: float, pool: Pool, seed: int, directory: pathlib.Path, echo: Echo
+) -> KeepList:
+  """A random share of the texts."""
+  del directory, echo
+  order = np.random.default_rng([seed, 17]).permutation(len(pool.examples))
+  keep_N = np.zeros(len(order), bool)
+  keep_N[order[: round(share * len(order))]] = True
+  return pool.only(keep_N, 'random', share=share, seed=seed)
+
+
+def random_bytes(
+  share: float, pool: Pool, seed: int, directory: pathlib.Path, echo: Echo
+) -> KeepList:
+  """Random texts until they hold this share of all bytes."""
+  del directory, echo
+  size_N = np.array([len(e.content) for e in pool.examples])
+  order = np.random.default_rng([seed, 17]).permutation(len(size_N))
+  held = np.cumsum(size_N[order])
+  keep_N = np.zeros(len(order), bool)
+  keep_N[order[: int(np.searchsorted(held, share * held[-1])) + 1]] = True
+  return pool.only(keep_N, 'random', share_of_bytes=share, seed=seed)
+
+
+def add_stages(study: Study, plan: Pruning) -> None:
+  """Corpora, vectors, and for each seed and arm a list and a model."""
+  study.add(
+    Stage('corpora', plan.corpora, plan.corpora_settings, title='corpora', cost=10.0)
+  )  # fmt: skip
+  for pool in sorted({arm.pool for arm in plan.arms.values() if arm.needs_vectors}):
+    study.add(
+      Stage(
+        f'vectors/{pool}',
+        lambda path, pool=pool: _embed(study, plan, pool, path),
+        plan.encoder_settings,
+        ('corpora',),
+        title=f'vectors of {pool}',
+        cost=200.0,
+      )
+    )
+  for seed, name in paired(plan.seeds, list(plan.arms)):
+    _add_arm(study, plan, seed, name)
+
+
+def _add_arm(study: Study, plan: Pruning, seed: int, name: str) -> None:
+  arm, at, title = plan.arms[name], f'seed-{seed}/{name}', f'seed {seed}, arm {name}'
+  after = ('corpora', *([f'vectors/{arm.pool}'] if arm.needs_vectors else []))
+  study.add(
+    Stage(
+      f'{at}/list',
+      lambda path: _select(study, arm, seed, path),
+      {**arm.settings, 'pool': arm.pool, 'seed': seed},
+      after,
+      title=f'{title}: list',
+      cost=5.0,
+    )
+  )
+  model = dict(plan.model, seed=seed)
+  study.add(
+    Stage(
+      f'{at}/model',
+      lambda path: _train(study, plan, name, seed, path),
+      model | {'held_out': list(plan.held_out), 'jaxmm': jaxmm.__version__},
+      (f'{at}/list',),
+      title=f'{title}: model',
+      cost=60.0,
+    )
+  )
+
+
+def _pool(study: Study, name: str) -> Pool:
+  path = pruning_corpora.file_of(study.path('corpora'), POOLS, name)
+  embedded = f'vectors/{name}'
+  return Pool(path, study.path(embedded) if embedded in study.stages else None)
+
+
+def _embed(study: Study, plan: Pruning, pool: str, path: pathlib.Path) -> dict[str, Any]:
+  of = _pool(study, pool)
+  found = embedding_job.run(of.inputs, plan.encoder(), path, rows_per_shard=512, echo=study.echo)
+  return {'vectors': len(found), 'unusable': found.reasons(), 'identity': dict(found.identity)}
+
+
+def _select(study: Study, arm: Arm, seed: int, path: pathlib.Path) -> dict[str, Any]:
+  pool = _pool(study, arm.pool)
+  keep = arm.select(pool, seed, path / 'work', study.echo)
+  keep_list.write(keep, path / 'keep.parquet')
+  stays = set(keep.table.filter(keep.table['keep'])['id'].to_pylist())
+  sizes = [len(e.content) for e in pool.examples if e.id in stays]
+  return {
+    'texts': len(keep),
+    'kept': keep.num_kept,
+    'kept_bytes': sum(sizes),
+    'reasons': keep.reasons(),
+    'parameters': configs.plain(dict(keep.parameters)),
+  }
+
+
+def config_of(plan: Pruning, study: Study, name: str, seed: int) -> dict[str, Any]:
+  """The run config of one arm's model."""
+  arm, config = plan.arms[name], configs.plain(dict(plan.model))
+  path = pruning_corpora.file_of(study.path('corpora'), POOLS, arm.pool)
+  lists = study.path(f'seed-{seed}/{name}/list') / 'keep.parquet'
+  of_pool = {'name': 'text', 'split': 'all', 'id_field': 'id'}
+  config['data'] = dict(config['data'], path=str(path), keep_list=str(lists), **of_pool)
+  held_out = pruning_corpora.file_of(study.path('corpora'), HELD_OUT, plan.held_out[0])
+  config['eval_data'] = dict(config['data'], path=str(held_out), keep_list='')
+  return dict(config, seed=seed)
+
+
+def _train(study: Study, plan: Pruning, name: str, seed: int, path: pathlib.Path) -> dict[str, Any]:
+  config = config_of(plan, study, name, seed)
+  run.train_from_config(config, path, evaluates=False, echo=study.echo)
+  loaded = loading.load(path)
+  out: dict[str, Any] = {}
+  for held_out in plan.held_out:
+    of = pruning_corpora.file_of(study.path('corpora'), HELD_OUT, held_out)
+    data = dict(loaded.config['eval_data'], path=str(of))
+    there = dataclasses.replace(loaded, config={**loaded.config, 'eval_data': data})
+    found = evaluation.run_evaluations(there)
+    out[f'bits/{held_out}'] = found['likelihood/bits_per_token']
+  return out
+
+
+def measurements(study: Study, plan: Pruning) -> dict[str, dict[int, dict[str, float]]]:
+  """{arm: {seed: {metric: value}}}: bits a byte of every held-out text, and the plan's means."""
+  out: dict[str, dict[int, dict[str, float]]] = {}
+  for seed, name in paired(plan.seeds, list(plan.arms)):
+    values = dict(study.result(f'seed-{seed}/{name}/model'))
+    for metric, names in plan.means.items():
+      values[metric] = float(np.mean([values[f'bits/{n}'] for n in names]))
+    lists = study.result(f'seed-{seed}/{name}/list')
+    values |= {'kept_texts': lists['kept'], 'kept_bytes': lists['kept_bytes']}
+    out.setdefault(name, {})[seed] = values
+  return out
+
+
+def log_of(study: Study, seed: int, name: str) -> str | os.PathLike:
+  """The training log of an arm."""
+  return study.path(f'seed-{seed}/{name}/model') / 'log.jsonl'

@@ -1,0 +1,158 @@
+"""Runs a claim about pruned corpora: arms at equal steps, planted controls, seeds, a verdict.
+
+A paper's `claim.py` says what is claimed and of which selections (`PruningClaim`); this runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jaxmm import config as configs
+from jaxmm.config import ConfigError
+from jaxmm.curation.embedding_job import Embedder
+from jaxmm.studies import pruning, pruning_page
+from jaxmm.studies import run as runs
+from jaxmm.studies.pruning import Arm, Pruning
+from jaxmm.studies.stages import Study, write_json
+from jaxmm.studies.verdict import Claim, judge
+
+Echo = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpora:
+  """The pools and held-out texts of a claim, before they are written.
+
+  Attributes:
+    write: puts them below a directory; returns their sizes.
+    settings: all that they depend on, JSON values.
+    held_out: names of the held-out texts.
+    means: {metric: names of held-out texts}; see `pruning.Pruning`.
+  """
+
+  write: Callable[[pathlib.Path], Mapping[str, Any]]
+  settings: Mapping[str, Any]
+  held_out: tuple[str, ...]
+  means: Mapping[str, tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningClaim:
+  """A claim that is judged by what a language model learns from what a selection keeps.
+
+  Attributes:
+    claim: sentence and criteria; the metrics are those of `pruning.measurements`.
+    corpora: of the user's `--data-path` (None where it is not given) and the scale.
+    arms: by name.
+    settings: `key=value` of the LM's config, over `config`.
+    config: file with `get_config` of the LM.
+    seeds: every arm is trained with each.
+    title, subtitle: of the page.
+    departures: sentences, each one way in which this is not the paper.
+    encoder: of vectors, for the arms that need them.
+    encoder_settings: its name.
+  """
+
+  claim: Claim
+  corpora: Callable[[pathlib.Path | None, float], Corpora]
+  arms: Mapping[str, Arm]
+  settings: tuple[str, ...]
+  seeds: tuple[int, ...]
+  title: str
+  subtitle: str
+  departures: tuple[str, ...] = ()
+  config: str = 'lm/mini.py'
+  encoder: Callable[[], Embedder] | None = None
+  encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def run(
+  claim: PruningClaim,
+  workdir: pathlib.Path,
+  *,
+  data_path: str | None = None,
+  seeds: Sequence[int] | None = None,
+  scale: float = 1.0,
+  echo: Echo = print,
+) -> pathlib.Path:
+  """Runs what is not done yet; prints and writes the verdict; returns the report's path.
+
+  Args:
+    claim: what is claimed and of which selections.
+    workdir: the study's directory; gets `verdict.json`, `measurements.json` and `report.html`.
+    data_path: where the texts are; what is expected there the claim's page says.
+    seeds: instead of the claim's.
+    scale: multiplies steps and pools; below 1 nothing is decided, it only shows that all runs.
+    echo: takes the progress lines.
+
+  Raises:
+    ConfigError: seeds, scale, the data or the claim's own settings cannot be; before training.
+  """
+  plan = planned(claim, data_path=data_path, seeds=seeds, scale=scale)
+  study = Study(workdir, echo)
+  pruning.add_stages(study, plan)
+  study.run()
+  measured = pruning.measurements(study, plan)
+  write_json(study.directory / 'measurements.json', measured)
+  pruning_page.print_table(measured, echo)
+  return pruning_page.write(
+    study,
+    plan,
+    title=claim.title,
+    subtitle=claim.subtitle,
+    head=_judged(claim, study, measured, scale),
+    departures=claim.departures,
+  )
+
+
+def planned(
+  claim: PruningClaim,
+  *,
+  data_path: str | None = None,
+  seeds: Sequence[int] | None = None,
+  scale: float = 1.0,
+) -> Pruning:
+  """The plan; see `run` for arguments and errors."""
+  if not (0 < scale <= 1 and math.isfinite(scale)):
+    raise ConfigError(f'scale is {scale}, expected above 0 and at most 1')
+  for criterion in claim.claim.criteria:
+    for arm in (criterion.arm, criterion.against):
+      if arm not in claim.arms:
+        raise configs.unknown_key(
+          arm, list(claim.arms), f'the claim, for criterion {criterion.name!r},'
+        )
+  corpora = claim.corpora(pathlib.Path(data_path) if data_path else None, scale)
+  model = configs.plain(runs.with_settings(configs.load_config(claim.config), claim.settings))
+  model['steps'] = max(2, round(model['steps'] * scale))
+  for rule in model['optimizer'].values():
+    rule['warmup'] = min(rule.get('warmup', 0), model['steps'] // 2)
+  return Pruning(
+    corpora=corpora.write,
+    corpora_settings=corpora.settings,
+    arms=claim.arms,
+    model=model,
+    held_out=corpora.held_out,
+    means=corpora.means,
+    seeds=tuple(seeds or claim.seeds),
+    encoder=claim.encoder,
+    encoder_settings=claim.encoder_settings,
+  )
+
+
+def _judged(claim: PruningClaim, study: Study, measured: Mapping, scale: float) -> list:
+  """Prints and writes the verdict; its blocks for the page."""
+  num_seeds = len(next(iter(measured.values())))
+  if num_seeds < claim.claim.min_seeds or scale < 1:
+    study.echo(
+      f'\nno verdict: {num_seeds} seeds at scale {scale}; the claim needs '
+      f'{claim.claim.min_seeds} at scale 1'
+    )
+    return []
+  verdict = judge(claim.claim, measured)
+  study.echo('\n' + verdict.text())
+  write_json(study.directory / 'verdict.json', verdict.to_json())
+  return verdict.blocks()
