@@ -60,8 +60,8 @@ def not_planted(pool, seed, directory, echo):
 
 CLAIM = Claim(
   paper='scip',
-  sentence='Code without the files that SCIP prunes teaches a language model more in the same steps '
-  'than code without random files.',
+  sentence='Code without the files that SCIP prunes teaches a language model more in the same '
+  'steps than code without random files.',
   criteria=(
     Criterion(
       'short code needs fewer bits than after a random part of the same size',

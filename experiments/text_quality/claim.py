@@ -70,8 +70,8 @@ def of_best(pool: str) -> Arm:
 
 CLAIM = Claim(
   paper='text_quality',
-  sentence='The best 60 % of web text by perplexity-weighted rules teaches a language model more in '
-  'the same steps than a random 60 %, and at least as much as all of it.',
+  sentence='The best 60 % of web text by perplexity-weighted rules teaches a language model more '
+  'in the same steps than a random 60 %, and at least as much as all of it.',
   criteria=(
     Criterion(
       'other kinds of text need fewer bits than after a random 60 %',
