@@ -102,8 +102,8 @@ CLAIM = Claim(
 
 DEPARTURES = (
   'Text, not images: 1.6 MB of newswire and a byte model of 0.3 M parameters, not LAION and CLIP.',
-  'Vectors are of all-MiniLM-L6-v2 (mean of the first 128 token states), the paper takes the last token '
-  'of OPT-125M for text.',
+  'Vectors are of all-MiniLM-L6-v2 (mean of the first 128 token states), the paper takes the '
+  'last token of OPT-125M for text.',
   'Quality is the bits a byte of held-out text, not accuracy.',
   'k is the square root of the number of texts; the paper takes 11,000 for C4.',
 )
