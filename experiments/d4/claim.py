@@ -61,7 +61,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  '1.6 MB of newswire and a byte model of 0.3 M parameters, not CommonCrawl and OPT up to 6.7 B.',
+  '1.6 MB of newswire and a byte model of 0.13 M parameters, not CommonCrawl and OPT up to 6.7 B.',
   'Vectors are of all-MiniLM-L6-v2 (mean of the first 128 token states), not of the last token of '
   'OPT-125M.',
   'No MinHash first: the newswire has few copies that are not semantic duplicates as well.',

@@ -88,7 +88,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  "4 MB of the standard library's Python and a byte model of 0.3 M parameters from scratch, not "
+  "4 MB of the standard library's Python and a byte model of 0.13 M parameters from scratch, not "
   'The Stack and the fine-tuning of a pretrained LLM.',
   'Quality is the bits a byte of held-out short code, not HumanEval pass@1.',
   'Length is counted in bytes.',

@@ -85,8 +85,8 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  "4 MB of the standard library's Python and a byte model of 0.3 M parameters, not The Stack and a "
-  'model of 1.5 B.',
+  "4 MB of the standard library's Python and a byte model of 0.13 M parameters, not The Stack "
+  'and a model of 1.5 B.',
   'The encoder is all-MiniLM-L6-v2 on the first 256 tokens of a file, not StarEncoder.',
   'k is the square root of the number of files, not 100; two fifths are pruned, not one.',
   'Quality is the bits a byte of held-out short code, not pass@1 on HumanEval and MBPP.',

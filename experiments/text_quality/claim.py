@@ -26,7 +26,7 @@ from jaxmm.studies.pruning_claim import PruningClaim
 from jaxmm.studies.verdict import Claim, Criterion
 
 KEEP, JUNK = 0.6, 0.4
-JUDGE_STEPS, SAMPLE = 100, 300
+JUDGE_STEPS, SAMPLE = 600, 300
 
 
 def corpora(data_path, scale):
@@ -97,7 +97,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  '1.6 MB of web pages and a byte model of 0.3 M parameters, not OpenWebText and GPT-2.',
+  '1.6 MB of web pages and a byte model of 0.13 M parameters, not OpenWebText and GPT-2.',
   'The ten rules that need no dependency parser; the other four are left out by name.',
   'The judge is a byte model that was trained on the pool, not a pretrained LM.',
   'Lines are sentences: pages of this pool have few line breaks.',
