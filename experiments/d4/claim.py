@@ -61,7 +61,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  '1.6 MB of newswire and a byte model of 0.13 M parameters, not CommonCrawl and OPT up to 6.7 B.',
+  '1.6 MB of newswire and a model of 0.2 M parameters, not CommonCrawl and OPT up to 6.7 B.',
   'Vectors are of all-MiniLM-L6-v2 (mean of the first 128 token states), not of the last token of '
   'OPT-125M.',
   'No MinHash first: the newswire has few copies that are not semantic duplicates as well.',
@@ -83,6 +83,7 @@ STUDY = PruningClaim(
     **semdedup.CONTROL_ARMS,
   },
   settings=semdedup.SETTINGS,
+  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(1, 2, 3, 4),
   title='Does text that D4 selects teach more?',
   subtitle='D4 (arXiv:2308.12284) in miniature on newswire',

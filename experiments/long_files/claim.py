@@ -88,7 +88,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  "4 MB of the standard library's Python and a byte model of 0.13 M parameters from scratch, not "
+  "4 MB of the standard library's Python and a model of 0.2 M parameters from scratch, not "
   'The Stack and the fine-tuning of a pretrained LLM.',
   'Quality is the bits a byte of held-out short code, not HumanEval pass@1.',
   'Length is counted in bytes.',
@@ -105,6 +105,7 @@ STUDY = PruningClaim(
     'planted_long_files': without_longest('planted'),
   },
   settings=semdedup.SETTINGS,
+  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(1, 2, 3, 4),
   title='Does code without its longest files teach more?',
   subtitle='Brevity is the soul of wit (arXiv:2407.00434) in miniature',

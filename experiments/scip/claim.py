@@ -85,7 +85,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  "4 MB of the standard library's Python and a byte model of 0.13 M parameters, not The Stack "
+  "4 MB of the standard library's Python and a model of 0.2 M parameters, not The Stack "
   'and a model of 1.5 B.',
   'The encoder is all-MiniLM-L6-v2 on the first 256 tokens of a file, not StarEncoder.',
   'k is the square root of the number of files, not 100; two fifths are pruned, not one.',
@@ -105,6 +105,7 @@ STUDY = PruningClaim(
     'planted_clean': Arm('planted', not_planted, {'method': 'planted', 'junk': JUNK}),
   },
   settings=semdedup.SETTINGS,
+  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(1, 2, 3, 4),
   title='Does code without the files that SCIP prunes teach more?',
   subtitle='SCIP (arXiv:2312.02418) in miniature',

@@ -25,10 +25,11 @@ from jaxmm.studies.verdict import Claim, Criterion
 KEEP, PLANTED_KEEP = 0.5, 0.4
 COPIES, SOURCES = 0.6, 40
 SETTINGS = (
-  'steps=1200', 'batch=8', 'model.width=64', 'model.depth=2', 'model.num_heads=2',
-  'data.text.length=128', 'optimizer.model.learning_rate=4e-3', 'checkpoint.every=1000',
+  'steps=1000', 'batch=8', 'model.width=64', 'model.depth=2', 'model.num_heads=2',
+  'data.text.length=128', 'optimizer.model.learning_rate=8e-3', 'checkpoint.every=1000',
   'log.every=50',
 )  # fmt: skip
+VOCAB_SIZE = 1024
 ENCODER = {'encoder': 'minilm', 'max_tokens': 128}
 WHAT = 'for example Reuters-21578 as pool, and books, C4 and Wikipedia held out'
 
@@ -102,7 +103,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  'Text, not images: 1.6 MB of newswire and a byte model of 0.13 M parameters, not LAION and CLIP.',
+  'Text, not images: 1.6 MB of newswire and a model of 0.2 M parameters, not LAION and CLIP.',
   'Vectors are of all-MiniLM-L6-v2 (mean of the first 128 token states), the paper takes the '
   'last token of OPT-125M for text.',
   'Quality is the bits a byte of held-out text, not accuracy.',
@@ -119,6 +120,7 @@ STUDY = PruningClaim(
     **CONTROL_ARMS,
   },
   settings=SETTINGS,
+  vocab_size=VOCAB_SIZE,
   seeds=(1, 2, 3, 4),
   title='Does a corpus without semantic duplicates teach more?',
   subtitle='SemDeDup (arXiv:2303.09540) in miniature on newswire',

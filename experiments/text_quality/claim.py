@@ -97,7 +97,7 @@ CLAIM = Claim(
 )  # fmt: skip
 
 DEPARTURES = (
-  '1.6 MB of web pages and a byte model of 0.13 M parameters, not OpenWebText and GPT-2.',
+  '1.6 MB of web pages and a model of 0.2 M parameters, not OpenWebText and GPT-2.',
   'The ten rules that need no dependency parser; the other four are left out by name.',
   'The judge is a byte model that was trained on the pool, not a pretrained LM.',
   'Lines are sentences: pages of this pool have few line breaks.',
@@ -115,6 +115,7 @@ STUDY = PruningClaim(
     'planted_quality': of_best('planted'),
   },
   settings=semdedup.SETTINGS,
+  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(1, 2, 3, 4),
   title='Does web text of high quality teach more?',
   subtitle='Text Quality-Based Pruning (arXiv:2405.01582) in miniature',

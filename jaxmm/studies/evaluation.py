@@ -15,16 +15,13 @@ from jaxmm.studies import loading, run
 from jaxmm.train import window
 
 
-def run_evaluations(
+def run_sums(
   loaded: loading.LoadedRun, *, batch: int = 64, echo: Callable[[str], None] | None = None
-) -> dict[str, Any]:
-  """`{evaluation/metric: value}` over the whole of `eval_data`, exact on any mesh: means as floats
-  or lists, None where nothing was counted, and what the Task's summaries make of counts.
-  """
+) -> dict[str, dict[str, tuple[Any, Any]]]:
+  """`{evaluation: {metric: (sum, count)}}` over the whole of `eval_data`, exact on any mesh."""
   batches = run.make_batches(loaded.config, train=False, batch=batch)
-  out: dict[str, Any] = {}
-  for name, evaluate in loaded.task.evaluations().items():
-    sums = batch_job.run_sums(
+  return {
+    name: batch_job.run_sums(
       batches,
       lambda variables, rows, fn=evaluate: fn(variables, rows, jax.random.key(0)),
       variables=loaded.variables | {'constants': loaded.task.constants},
@@ -32,6 +29,18 @@ def run_evaluations(
       rules=sharding.RULES['dp'],
       echo=echo,
     )
+    for name, evaluate in loaded.task.evaluations().items()
+  }
+
+
+def run_evaluations(
+  loaded: loading.LoadedRun, *, batch: int = 64, echo: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+  """`{evaluation/metric: value}` of `run_sums`: means as floats or lists, None where nothing was
+  counted, and what the Task's summaries make of counts.
+  """
+  out: dict[str, Any] = {}
+  for name, sums in run_sums(loaded, batch=batch, echo=echo).items():
     # As the trainer's log has them; counts are whole numbers below 2^53, which float64 holds.
     values = window.shown(window.added({}, sums), loaded.task.summaries())
     out |= {f'{name}/{metric}': value for metric, value in values.items()}

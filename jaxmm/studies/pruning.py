@@ -25,11 +25,14 @@ from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.vectors import Vectors
 from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig
+from jaxmm.evaluate import likelihood
 from jaxmm.studies import evaluation, loading, pruning_corpora, run
 from jaxmm.studies.pruning_corpora import HELD_OUT, POOLS
 from jaxmm.studies.stages import Stage, Study, paired
+from jaxmm.tokenizers import text
 
 Echo = Callable[[str], None]
+_TOKENIZER = 'tokenizer.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,7 @@ class Pruning:
     held_out: names of the held-out texts.
     means: {metric: names of held-out texts} whose mean bits a byte is one.
     seeds: every arm is trained with each.
+    vocab_size: of a BPE that is trained on the first pool, the same for all arms; 0 for bytes.
     encoder: of the vectors, made when it is needed.
     encoder_settings: its name, JSON values.
   """
@@ -115,6 +119,7 @@ class Pruning:
   held_out: Sequence[str]
   means: Mapping[str, Sequence[str]]
   seeds: Sequence[int] = (0,)
+  vocab_size: int = 0
   encoder: Callable[[], Embedder] | None = None
   encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -152,8 +157,14 @@ def random_bytes(
 def add_stages(study: Study, plan: Pruning) -> None:
   """Corpora, vectors, and for each seed and arm a list and a model."""
   study.add(
-    Stage('corpora', plan.corpora, plan.corpora_settings, title='corpora', cost=10.0)
-  )  # fmt: skip
+    Stage(
+      'corpora',
+      lambda path: _write_corpora(plan, path),
+      {**plan.corpora_settings, 'vocab_size': plan.vocab_size},
+      title='corpora',
+      cost=10.0,
+    )
+  )
   for pool in sorted({arm.pool for arm in plan.arms.values() if arm.needs_vectors}):
     study.add(
       Stage(
@@ -195,6 +206,15 @@ def _add_arm(study: Study, plan: Pruning, seed: int, name: str) -> None:
   )
 
 
+def _write_corpora(plan: Pruning, path: pathlib.Path) -> Mapping[str, Any]:
+  counts = plan.corpora(path)
+  if plan.vocab_size:
+    first = pruning_corpora.file_of(path, POOLS, next(iter(counts[POOLS])))
+    texts = [e.text for e in Pool(first).examples]
+    text.BpeTokenizer.train(texts, plan.vocab_size).save(path / _TOKENIZER)
+  return counts
+
+
 def _pool(study: Study, name: str) -> Pool:
   path = pruning_corpora.file_of(study.path('corpora'), POOLS, name)
   embedded = f'vectors/{name}'
@@ -230,6 +250,12 @@ def config_of(plan: Pruning, study: Study, name: str, seed: int) -> dict[str, An
   of_pool = {'name': 'text', 'split': 'all', 'id_field': 'id'}
   config['data'] = dict(config['data'], path=str(path), keep_list=str(lists), **of_pool)
   held_out = pruning_corpora.file_of(study.path('corpora'), HELD_OUT, plan.held_out[0])
+  if plan.vocab_size:
+    where = study.path('corpora') / _TOKENIZER
+    tokenizer = text.load(where)
+    ids = {f'{name}_id': tokenizer.special_id(f'<{name}>') for name in ('pad', 'bos', 'eos')}
+    config['data']['text'] = config['data']['text'] | {'tokenizer': str(where), **ids}
+    config['model']['vocab_size'] = tokenizer.vocab_size
   config['eval_data'] = dict(config['data'], path=str(held_out), keep_list='')
   return dict(config, seed=seed)
 
@@ -238,13 +264,13 @@ def _train(study: Study, plan: Pruning, name: str, seed: int, path: pathlib.Path
   config = config_of(plan, study, name, seed)
   run.train_from_config(config, path, evaluates=False, echo=study.echo)
   loaded = loading.load(path)
-  out: dict[str, Any] = {}
+  sizes, out = study.result('corpora')[HELD_OUT], {}
   for held_out in plan.held_out:
     of = pruning_corpora.file_of(study.path('corpora'), HELD_OUT, held_out)
     data = dict(loaded.config['eval_data'], path=str(of))
     there = dataclasses.replace(loaded, config={**loaded.config, 'eval_data': data})
-    found = evaluation.run_evaluations(there)
-    out[f'bits/{held_out}'] = found['likelihood/bits_per_token']
+    nats, _ = evaluation.run_sums(there)['likelihood']['cross_entropy']
+    out[f'bits/{held_out}'] = likelihood.bits_per_byte(nats, sizes[held_out]['bytes'])
   return out
 
 

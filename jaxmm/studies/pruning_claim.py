@@ -51,6 +51,7 @@ class PruningClaim:
     settings: `key=value` of the LM's config, over `config`.
     config: file with `get_config` of the LM.
     seeds: every arm is trained with each.
+    vocab_size: see `pruning.Pruning`.
     title, subtitle: of the page.
     departures: sentences, each one way in which this is not the paper.
     encoder: of vectors, for the arms that need them.
@@ -66,6 +67,7 @@ class PruningClaim:
   subtitle: str
   departures: tuple[str, ...] = ()
   config: str = 'lm/mini.py'
+  vocab_size: int = 0
   encoder: Callable[[], Embedder] | None = None
   encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -138,6 +140,7 @@ def planned(
     held_out=corpora.held_out,
     means=corpora.means,
     seeds=tuple(seeds or claim.seeds),
+    vocab_size=claim.vocab_size,
     encoder=claim.encoder,
     encoder_settings=claim.encoder_settings,
   )

@@ -67,6 +67,7 @@ def claim(**changes):
       'planted': Arm('planted', pruning.everything, {}),
     },
     settings=SETTINGS,
+    vocab_size=300,
     seeds=(1, 2, 3),
     title='Toy', subtitle='of tests',
     departures=('All of it.',),
