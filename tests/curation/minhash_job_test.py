@@ -75,7 +75,7 @@ def test_files_order_and_processes_do_not_show(texts, tmp_path, check):
   whole = minhash_job.run(write(tmp_path / 'a', texts), config, tmp_path / 'wa', echo=None)
   order = np.random.default_rng(1).permutation(len(texts)).tolist()
   parts = write(tmp_path / 'b', texts, files=5, order=order)
-  other = minhash_job.run(parts, config, tmp_path / 'wb', processes=2, echo=None)
+  other = minhash_job.run(parts, config, tmp_path / 'wb', runner=runners.Local(2), echo=None)
   assert other.table.equals(whole.table) and other.header() == whole.header()
 
 
@@ -117,7 +117,7 @@ def failing(shard, settings, extra):
 def test_stopped_on_the_way_it_goes_on(texts, tmp_path, processes):
   inputs = write(tmp_path / 'in', texts, files=4)
   files = corpus.shards(inputs)
-  common = dict(name='x', processes=processes, echo=None)
+  common = dict(name='x', runner=runners.Local(processes), echo=None)
   with pytest.raises(RuntimeError, match='killed here'):
     runners.map_shards(failing, files, tmp_path / 'w', settings={'fails': '2'}, **common)
   assert not list((tmp_path / 'w').glob('*.partial'))
