@@ -57,6 +57,7 @@ class Beam:
     """
     try:
       self._options = pipeline_options.PipelineOptions(list(options))
+      self._options.get_all_options()  # reads them; those that nobody knows are a warning
       self._name = self._options.view_as(pipeline_options.StandardOptions).runner or 'DirectRunner'
       portable = self._options.view_as(pipeline_options.PortableOptions)
       is_loopback = portable.environment_type == 'LOOPBACK'
