@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
 import socket
 import uuid
@@ -182,15 +181,15 @@ def _planned(task: Task) -> dict[str, Any]:
     'jaxmm': jaxmm.__version__,
     'work': [work.__module__, work.__qualname__],
     'shard': [shard.path, shard.name, shard.format],
-    'size': None if work_tables.is_url(shard.path) else os.stat(shard.path).st_size,
+    'size': work_tables.state(shard.path)[0],
     'settings': task.settings,
     'particular': task.particular,
     'path': task.path,
   }
 
 
-def _task_at(plan: str, start: int, end: int) -> tuple[Task, int | None]:
-  """A task, and the size of its file where that is known."""
+def _task_at(plan: str, start: int, end: int) -> tuple[Task, int]:
+  """A task, and the size of its file."""
   try:
     of = json.loads(work_tables.read_bytes(plan, start, end))
   except FileNotFoundError as error:
@@ -209,14 +208,13 @@ def _task_at(plan: str, start: int, end: int) -> tuple[Task, int | None]:
   return Task(work, Shard(*of['shard']), of['settings'], of['particular'], of['path']), of['size']
 
 
-def _check_seen(shard: Shard, size: int | None) -> None:
+def _check_seen(shard: Shard, size: int) -> None:
   """A file that is not there, read, would be a file with nothing but one unreadable example."""
-  if size is None:
-    fs, path = work_tables.file_system(shard.path)
-    is_same = fs.exists(path)
-  else:
-    is_same = os.path.isfile(shard.path) and os.stat(shard.path).st_size == size
-  if not is_same:
+  try:
+    found = work_tables.state(shard.path)[0]
+  except FileNotFoundError:
+    found = None
+  if found != size:
     raise ConfigError(
       f'{_WORKER}{socket.gethostname()} does not see the input {shard.path} as it is where '
       'the pipeline was started; give inputs that all workers see: URLs, or paths on a file system '

@@ -184,9 +184,7 @@ def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
 
 def _file_name(name, index: int, shard: Shard, settings, particular) -> str:
   of = {'settings': dict(settings), 'extra': particular, 'shard': [shard.name, shard.format]}
-  if '://' not in shard.path:
-    status = os.stat(shard.path)
-    of['file'] = [status.st_size, status.st_mtime_ns]
+  of['file'] = work_tables.state(shard.path)
   digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
   return f'{name}-{index:05}-{digest}.arrow'
 

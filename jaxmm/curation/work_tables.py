@@ -14,6 +14,9 @@ import pyarrow as pa
 
 from jaxmm.config import ConfigError
 
+# What the file systems of fsspec call it.
+_VERSION = ('ETag', 'etag', 'generation', 'mtime', 'LastModified', 'last_modified', 'created')
+
 
 def is_url(path: str) -> bool:
   """Whether `fsspec` opens it; `file://` is a path as any other."""
@@ -50,6 +53,22 @@ def is_there(path: str) -> bool:
     return os.path.exists(path)
   fs, remote = file_system(path)
   return fs.exists(remote)
+
+
+def state(path: str) -> list:
+  """[size in bytes, what tells one version of a file from another], JSON values.
+
+  The latter is the time of the last change, or what a store of objects has instead.
+
+  Raises:
+    FileNotFoundError: it is not there.
+  """
+  if not is_url(path):
+    status = os.stat(path.removeprefix('file://'))
+    return [status.st_size, status.st_mtime_ns]
+  fs, remote = file_system(path)
+  found = fs.info(remote)
+  return [found['size'], [str(found[name]) for name in _VERSION if found.get(name)]]
 
 
 def write(table: pa.Table, path: str) -> None:

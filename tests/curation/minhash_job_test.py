@@ -107,6 +107,18 @@ def test_a_second_run_does_no_file_again_and_a_changed_one_only_that(texts, tmp_
   assert changed.fingerprint != first.fingerprint
 
 
+def test_a_changed_file_behind_a_url_is_read_again():
+  import fsspec
+
+  def run(text):
+    with fsspec.open('memory://minhash_job_test/in.jsonl', 'w') as f:
+      f.write(json.dumps({'text': text}) + '\n')
+    inputs = CorpusConfig(('memory://minhash_job_test/in.jsonl',))
+    return minhash_job.run(inputs, CONFIG, 'memory://minhash_job_test/w', echo=None).fingerprint
+
+  assert run('one two') != run('two one')
+
+
 def failing(shard, settings, extra):
   if shard.name.startswith(settings['fails']):
     raise RuntimeError('killed here')
