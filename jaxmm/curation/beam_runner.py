@@ -16,12 +16,15 @@ with that, rather than take a file for unreadable.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import re
 import socket
+import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -38,6 +41,8 @@ from jaxmm.data.corpus import Shard
 _ERRORS = {'ConfigError': ConfigError, 'RunError': RunError}
 _HERE = ('direct', 'switchingdirect', 'bundlebaseddirect', 'fnapi', 'prism', 'interactive')
 _WORKER = 'a Beam worker on '
+# A pipeline may run for hours, and not every runner says how far it is.
+_SAY_EVERY_SECONDS = 30
 
 
 class Beam:
@@ -73,10 +78,11 @@ class Beam:
     for name in work_tables.names(directory) & {_error_of(_file(task)) for task in tasks}:
       work_tables.remove(f'{directory}/{name}')
     progress.say(f'{len(tasks)} files as a Beam pipeline on {self._name}')
-    plan = f'{directory}/{progress.name}-{uuid.uuid4().hex[:12]}.plan'
+    plan = _absolute(f'{directory}/{progress.name}-{uuid.uuid4().hex[:12]}.plan')
     places = written_plan(tasks, plan)
     try:
-      self._run_pipeline(places, plan, progress.name)
+      with _followed(tasks, directory, progress):
+        self._run_pipeline(places, plan, progress.name)
     except Exception as error:
       told = _of_worker(tasks, directory) or _unseen(error)
       if told is None:
@@ -122,6 +128,25 @@ class Beam:
         'gs://bucket/work'
       )
     progress.say(f'every worker of {self._name} has to see {" and ".join(what)} under that path')
+
+
+@contextlib.contextmanager
+def _followed(tasks: Sequence[Task], directory: str, progress: Progress) -> Iterator[None]:
+  """Says now and then how many tables are there."""
+  ended = threading.Event()
+
+  def follow():
+    while not ended.wait(_SAY_EVERY_SECONDS):
+      there = work_tables.names(directory)
+      progress.say(f'{sum(_file(task) in there for task in tasks)} of {len(tasks)} files')
+
+  thread = threading.Thread(target=follow, daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    ended.set()
+    thread.join()
 
 
 class WriteTables(beam.PTransform):
@@ -180,12 +205,17 @@ def _planned(task: Task) -> dict[str, Any]:
   return {
     'jaxmm': jaxmm.__version__,
     'work': [work.__module__, work.__qualname__],
-    'shard': [shard.path, shard.name, shard.format],
+    'shard': [_absolute(shard.path), shard.name, shard.format],
     'size': work_tables.state(shard.path)[0],
     'settings': task.settings,
     'particular': task.particular,
-    'path': task.path,
+    'path': _absolute(task.path),
   }
+
+
+def _absolute(path: str) -> str:
+  """Workers may be in another directory."""
+  return path if work_tables.is_url(path) else os.path.abspath(path.removeprefix('file://'))
 
 
 def _task_at(plan: str, start: int, end: int) -> tuple[Task, int]:
