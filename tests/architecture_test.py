@@ -43,7 +43,7 @@ MAY_IMPORT = {
 NOBODY_IMPORTS = {'cli', 'experiments', 'tests'}
 MAY_IMPORT_CLI = {'__main__'}
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'numpy', 'scipy', 'PIL', 'grain', 'tensorflow', 'torch',
-         'ml_collections', 'tensorboardX', 'tokenizers')  # fmt: skip
+         'ml_collections', 'tensorboardX', 'tokenizers', 'apache_beam')  # fmt: skip
 
 
 def imported_rooms(source: str) -> dict[str, int]:

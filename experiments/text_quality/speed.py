@@ -15,7 +15,7 @@ import resource
 import tempfile
 import time
 
-from jaxmm.curation import keep_list, text_quality_job
+from jaxmm.curation import keep_list, runners, text_quality_job
 from jaxmm.curation.text_quality import QualityConfig, Weights
 from jaxmm.data import corpus
 from jaxmm.data.corpus import CorpusConfig
@@ -49,7 +49,7 @@ def main() -> None:
       began, before = time.perf_counter(), cpu_seconds()
       keep = text_quality_job.run(
         CorpusConfig((str(root / 'in'),), id_field='id'), QualityConfig(), Weights.uniform(),
-        root / f'work{processes}', keep=0.6, processes=processes, echo=None,
+        root / f'work{processes}', keep=0.6, runner=runners.Local(processes), echo=None,
       )  # fmt: skip
       keep_list.write(keep, root / 'keep.parquet')
       seconds, cpu = time.perf_counter() - began, cpu_seconds() - before

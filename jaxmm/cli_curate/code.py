@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 
-from jaxmm.cli_curate.options import corpus, corpus_of, running, say
+from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, say, workers
 
 
 def add(methods, verb) -> None:
@@ -66,7 +65,7 @@ def _long_files(options) -> int:
     config,
     options.workdir or f'{options.output}.work',
     counter=options.tokens,
-    processes=options.processes,
+    runner=runner_of(options),
   )
   keep_list.write(keep, options.output)
   table = keep.table
@@ -138,7 +137,7 @@ def _scip(options) -> int:
     config,
     options.workdir or f'{options.output}.work',
     counter=options.tokens,
-    processes=options.processes,
+    runner=runner_of(options),
   )
   keep_list.write(keep, options.output)
   table = keep.table.filter(keep.table['distance'].is_valid())
@@ -168,7 +167,7 @@ def add_corrupt(methods, verb) -> None:
     help='id, of (the original), kind, text, places, changed, reason',
   )
   p.add_argument('--workdir', metavar='DIR', help='default: FILE.parquet.work')
-  p.add_argument('--processes', type=int, default=os.cpu_count() or 1, help='default: %(default)s')
+  workers(p)
 
 
 def _corrupt(options) -> int:
@@ -180,7 +179,7 @@ def _corrupt(options) -> int:
     corpus_of(options),
     config,
     options.workdir or f'{options.output}.work',
-    processes=options.processes,
+    runner=runner_of(options),
   )
   corruptions_job.write(table, options.output)
   print(f'{options.output}: {len(table):,} rows')

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from jaxmm.cli_curate.options import corpus, corpus_of
 
 ENCODERS = ('minilm', 'image', 'lm', 'brought')
@@ -51,8 +49,7 @@ def of_encoder(p) -> None:
   p.add_argument(
     '--processes',
     type=int,
-    default=os.cpu_count() or 1,
-    help='that read and hash files at first; default: %(default)s, as many as cores',
+    help='that read and hash files at first; default: as many as cores',
   )
 
 
@@ -67,7 +64,7 @@ def _embed(options) -> int:
 def embed(options, directory: str) -> None:
   """Embeds the corpus of these options with their encoder."""
   from jaxmm.config import ConfigError
-  from jaxmm.curation import embedding_job
+  from jaxmm.curation import embedding_job, runners
   from jaxmm.studies import encoders
 
   if options.encoder == 'image':
@@ -84,20 +81,20 @@ def embed(options, directory: str) -> None:
     directory,
     batch_size=options.batch,
     rows_per_shard=options.rows_per_shard,
-    processes=options.processes,
+    runner=runners.chosen(options.processes),
   )
 
 
 def _brought(options) -> int:
   import pyarrow as pa
 
-  from jaxmm.curation import brought, embedding_inputs, embeddings
+  from jaxmm.curation import brought, embedding_inputs, embeddings, runners
 
   vectors = brought.brought(
     options.vectors, options.ids, vector_field=options.vector_name, id_field=options.id_name
   )
   tables = embedding_inputs.listed(
-    corpus_of(options), 'any', f'{options.output}/work', options.processes
+    corpus_of(options), 'any', f'{options.output}/work', runners.chosen(options.processes)
   )
   out = embeddings.write(brought.matched(vectors, pa.concat_tables(tables)), options.output)
   bad = ''.join(f', {number:,} {name}' for name, number in out.reasons().items())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of, running, say
+from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, say
 
 
 def add(methods, verb) -> None:
@@ -55,7 +55,7 @@ def _minhash(options) -> int:
     config,
     options.workdir or f'{options.output}.work',
     survivor=options.survivor,
-    processes=options.processes,
+    runner=runner_of(options),
   )
   keep_list.write(keep, options.output)
   say(keep, options.output)

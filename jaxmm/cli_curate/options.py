@@ -41,17 +41,34 @@ def corpus_of(options):
 
 
 def running(p: argparse.ArgumentParser) -> None:
-  """Where the list goes, and how many processes read."""
+  """Where the list goes, and who reads."""
   p.add_argument('--output', required=True, metavar='FILE.parquet', help='the keep-list')
   p.add_argument(
-    '--workdir', metavar='DIR', help='what is kept between stages; default: FILE.parquet.work'
+    '--workdir',
+    metavar='DIR',
+    help='or URL: what is kept between stages; default: FILE.parquet.work',
   )
+  workers(p)
+
+
+def workers(p: argparse.ArgumentParser) -> None:
+  """Who reads the files."""
+  p.add_argument('--processes', type=int, help='default: as many as cores')
   p.add_argument(
-    '--processes',
-    type=int,
-    default=os.cpu_count() or 1,
-    help='default: %(default)s, as many as cores',
+    '--beam',
+    nargs='?',
+    const='',
+    metavar='OPTIONS',
+    help='read files in an Apache Beam pipeline with these pipeline options, in one word: '
+    "--beam='--runner=FlinkRunner --flink_master=host:8081'; alone, on Beam's local runner",
   )
+
+
+def runner_of(options):
+  """The `runners.Runner` of these options."""
+  from jaxmm.curation import runners
+
+  return runners.chosen(options.processes, options.beam)
 
 
 # Options that name a file which is read.

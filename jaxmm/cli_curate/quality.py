@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of, running, say
+from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, say
 
 # Those of `curation.text_quality.CHOICES`, which is not imported before a verb runs.
 READINGS = {
@@ -89,7 +89,7 @@ def _quality(options) -> int:
     options.workdir or f'{options.output}.work',
     keep=options.keep,
     parser=options.parser,
-    processes=options.processes,
+    runner=runner_of(options),
   )
   keep_list.write(keep, options.output)
   say(keep, options.output)

@@ -71,7 +71,7 @@ def run(
   config: CorruptionsConfig,
   workdir: str | os.PathLike,
   *,
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> pa.Table:
   """Damages a corpus; columns of SCHEMA, in the order of the files, kinds in that of the config.
@@ -80,16 +80,16 @@ def run(
     inputs: the corpus, of Python sources.
     config: what damage.
     workdir: where finished files are kept; the table is mapped from there, not loaded.
-    processes: that read and damage files.
+    runner: who reads and damages files.
     echo: takes progress lines.
   """
   tables = runners.map_shards(
     damaged,
     corpus.shards(inputs),
-    pathlib.Path(workdir),
+    workdir,
     name='damaged',
     settings={'corpus': dataclasses.asdict(inputs), 'corruptions': dataclasses.asdict(config)},
-    processes=processes,
+    runner=runner,
     echo=echo,
   )
   return pa.concat_tables(tables)

@@ -56,7 +56,7 @@ def listed(
   inputs: CorpusConfig,
   kind: str,
   workdir: str | os.PathLike,
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> list[pa.Table]:
   """The examples of every file of a corpus: columns id, digest, reason and error.
@@ -64,12 +64,12 @@ def listed(
   Args:
     inputs: the corpus.
     kind: 'text', 'image' or 'any': of which an example must have something.
-    workdir, processes, echo: see `runners.map_shards`.
+    workdir, runner, echo: see `runners.map_shards`.
   """
   settings = {'corpus': dataclasses.asdict(inputs), 'kind': kind}
   return runners.map_shards(
     listed_file, corpus.shards(inputs), workdir, name='listed', settings=settings,
-    processes=processes, echo=echo,
+    runner=runner, echo=echo,
   )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def run(
   rows_per_shard: int = 2048,
   mesh: jax.sharding.Mesh | None = None,
   rules: sharding.Rules | None = None,
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> Embeddings:
   """Embeds a corpus; a job that was stopped, even killed, is continued.
@@ -79,7 +79,7 @@ def run(
     rows_per_shard: rows of a shard of the store: what is lost at most and held in memory, and
       among how many rows those of one length are sought; a multiple of the batch size.
     mesh, rules: where the encoder runs; None is all devices, each with its own rows.
-    processes: that read and hash files at first.
+    runner: who reads and hashes files at first.
     echo: takes progress lines.
 
   Raises:
@@ -93,7 +93,7 @@ def run(
   directory = pathlib.Path(directory)
   mesh = sharding.make_mesh() if mesh is None else mesh
   rules = sharding.rules_named('dp') if rules is None else rules
-  tables = listed(inputs, embedder.inputs.kind, directory / 'work', processes, echo)
+  tables = listed(inputs, embedder.inputs.kind, directory / 'work', runner, echo)
   examples = pa.concat_tables(tables)
   embeddings.check_ids(examples['id'].combine_chunks())
   if not len(examples):

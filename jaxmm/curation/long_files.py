@@ -143,7 +143,7 @@ def run(
   workdir: str | os.PathLike,
   *,
   counter: str = 'bytes',
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> KeepList:
   """Counts a corpus and drops its longest files.
@@ -153,10 +153,10 @@ def run(
     config: what is too long.
     workdir: for the counts; another config of the same corpus and counter counts nothing again.
     counter: how tokens are counted, a name of `token_counts`.
-    processes: that read and count files.
+    runner: who reads and counts files.
     echo: takes progress lines.
   """
-  counts = token_counts.counts(inputs, counter, workdir, processes=processes, echo=echo)
+  counts = token_counts.counts(inputs, counter, workdir, runner=runner, echo=echo)
   identity = token_counts.identity(counter)
   return judged(counts, config, {'counter': counter, 'counter_identity': identity})
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def run(
   workdir: str | os.PathLike,
   *,
   survivor: str = 'longest',
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> KeepList:
   """Finds near-duplicates in a corpus and keeps one document of each cluster.
@@ -51,9 +50,9 @@ def run(
   Args:
     inputs: the corpus.
     config: what a duplicate is.
-    workdir: for what is kept between the stages.
+    workdir: for what is kept between the stages; a path or a URL.
     survivor: 'longest' or 'shortest' (in characters), 'first_id'; ties go to the least id.
-    processes: that read and hash files.
+    runner: who reads and hashes files.
     echo: takes progress lines.
 
   Raises:
@@ -63,8 +62,7 @@ def run(
     raise ConfigError(f'survivor is {survivor!r}, expected one of {", ".join(SURVIVORS)}')
   files = corpus.shards(inputs)
   settings = {'corpus': dataclasses.asdict(inputs), 'minhash': dataclasses.asdict(config)}
-  common = dict(settings=settings, processes=processes, echo=echo)
-  workdir = pathlib.Path(workdir)
+  common = dict(settings=settings, runner=runner, echo=echo)
   tables = runners.map_shards(keyed, files, workdir, name='keys', **common)
   runners.check_some(tables, files)
   documents = _Documents(tables)

@@ -1,30 +1,140 @@
-"""Per-document work over a corpus: a pure function a file, in several processes, resumable.
+"""Per-document work over a corpus: a pure function a file, on any runner, resumable.
 
 The function sees one shard of the corpus and returns a table, one row an example. A table is
 written when it is whole, under a name that holds the digest of all that determines it, so a run
 that was killed goes on, and one with other settings or other files starts anew.
+
+Who does the work is a `Runner`: processes of this machine (`Local`) or Apache Beam (`beam_runner`).
+The tables, and so what is made of them, are the same.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
-import pathlib
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from jaxmm.config import ConfigError
+from jaxmm.curation import work_tables
 from jaxmm.data.corpus import Shard
 
 Echo = Callable[[str], None]
 # (shard, settings, what is particular to the shard) -> table
 Work = Callable[[Shard, Mapping[str, Any], Any], pa.Table]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """The work on one shard.
+
+  Attributes:
+    work: a function at the top level of a module, so that other processes find it.
+    shard, settings, particular: its arguments; the last two are JSON values.
+    path: of its table.
+  """
+
+  work: Work
+  shard: Shard
+  settings: Mapping[str, Any]
+  particular: Any
+  path: str
+
+  def done(self) -> pa.Table:
+    """Does the work; the table, which has been written."""
+    table = self.work(self.shard, self.settings, self.particular)
+    work_tables.write(table, self.path)
+    return table
+
+
+class Runner(Protocol):
+  """Does tasks, each at least once, in any order."""
+
+  def run(self, tasks: Sequence[Task], progress: Progress) -> None:
+    """Returns when the table of every task is written.
+
+    Raises:
+      ConfigError: as a task raised it. Finished tables stay.
+    """
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+  """Processes of this machine.
+
+  Attributes:
+    processes: how many work at once; 1 works in this one.
+  """
+
+  processes: int = 1
+
+  def __post_init__(self):
+    if self.processes < 1:
+      raise ConfigError(f'processes is {self.processes}, expected 1 or more')
+
+  def run(self, tasks: Sequence[Task], progress: Progress) -> None:
+    workers = min(self.processes, len(tasks))
+    if workers <= 1:
+      for task in tasks:
+        progress.add(_rows(task))
+      return
+    # Forked processes would inherit locks of threads that are not there.
+    context = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+      waiting = [pool.submit(_rows, task) for task in tasks]
+      try:
+        for done in concurrent.futures.as_completed(waiting):
+          progress.add(done.result())
+      except BaseException:
+        # Files that are begun are finished and kept; nothing is left half written.
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+
+
+LOCAL = Local()
+
+
+def _rows(task: Task) -> int:
+  return len(task.done())
+
+
+def chosen(processes: int | None = None, beam_options: str | None = None) -> Runner:
+  """The runner that a command line asks for.
+
+  Args:
+    processes: of this machine; None is as many as cores.
+    beam_options: Apache Beam's pipeline options, as in a shell ('' are Beam's own defaults); None
+      is not to use Beam.
+
+  Raises:
+    ConfigError: both, or Beam is not installed, or its options are wrong.
+  """
+  if beam_options is None:
+    return Local(os.cpu_count() or 1 if processes is None else processes)
+  if processes is not None:
+    raise ConfigError(
+      f'processes is {processes}, which is for work without Beam; say it in the options of Beam '
+      '(--direct_num_workers=2 --direct_running_mode=multi_processing, --num_workers=2, ...)'
+    )
+  try:
+    import apache_beam  # noqa: F401
+  except ImportError as error:
+    raise ConfigError(
+      f"the Apache Beam runner needs the extra `beam` ({error}): pip install 'jaxmm[beam]', in "
+      'an environment of its own, as Beam wants older protobuf and pyarrow'
+    ) from error
+  from jaxmm.curation import beam_runner
+
+  return beam_runner.Beam(tuple(shlex.split(beam_options)))
 
 
 def map_shards(
@@ -35,7 +145,7 @@ def map_shards(
   name: str,
   settings: Mapping[str, Any],
   particulars: Sequence[Any] | None = None,
-  processes: int = 1,
+  runner: Runner = LOCAL,
   echo: Echo | None = print,
 ) -> list[pa.Table]:
   """The table of every shard, memory-mapped, in the order of the shards.
@@ -43,45 +153,25 @@ def map_shards(
   Args:
     work: a function at the top level of a module, so that other processes find it.
     shards: files of the corpus.
-    directory: where finished tables are kept.
+    directory: where finished tables are kept: a path, or a URL that `fsspec` knows.
     name: of the work, for the files and the progress line.
     settings: JSON values, handed to `work`.
     particulars: JSON values, one a shard.
-    processes: how many work at once; 1 works in this one.
+    runner: who does the work.
     echo: takes progress lines.
   """
-  directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
+  directory = work_tables.root(directory)
   particulars = [None] * len(shards) if particulars is None else particulars
-  tasks = [
-    (
-      work,
-      shard,
-      dict(settings),
-      extra,
-      str(directory / _file_name(name, i, shard, settings, extra)),
-    )
-    for i, (shard, extra) in enumerate(zip(shards, particulars))
-  ]
-  missing = [task for task in tasks if not os.path.exists(task[-1])]
-  progress = _Progress(name, len(tasks), len(tasks) - len(missing), echo)
-  if processes == 1 or len(missing) <= 1:
-    for task in missing:
-      progress.add(_written(task))
-  else:
-    # Forked processes would inherit locks of threads that are not there.
-    context = multiprocessing.get_context('spawn')
-    workers = min(processes, len(missing))
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-      waiting = [pool.submit(_written, task) for task in missing]
-      try:
-        for done in concurrent.futures.as_completed(waiting):
-          progress.add(done.result())
-      except BaseException:
-        # Files that are begun are finished and kept; nothing is left half written.
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-  return [pa.ipc.open_file(pa.memory_map(task[-1])).read_all() for task in tasks]
+  tasks = []
+  for i, (shard, particular) in enumerate(zip(shards, particulars)):
+    file = _file_name(name, i, shard, settings, particular)
+    tasks.append(Task(work, shard, dict(settings), particular, f'{directory}/{file}'))
+  there = work_tables.names(directory)
+  missing = [task for task in tasks if task.path.rsplit('/', 1)[-1] not in there]
+  progress = Progress(name, len(tasks), len(tasks) - len(missing), echo)
+  if missing:
+    runner.run(missing, progress)
+  return [work_tables.read(task.path) for task in tasks]
 
 
 def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
@@ -92,44 +182,36 @@ def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
     )
 
 
-def _file_name(name, index: int, shard: Shard, settings, extra) -> str:
-  of = {'settings': dict(settings), 'extra': extra, 'shard': [shard.name, shard.format]}
-  if '://' not in shard.path:
-    status = os.stat(shard.path)
-    of['file'] = [status.st_size, status.st_mtime_ns]
+def _file_name(name, index: int, shard: Shard, settings, particular) -> str:
+  of = {'settings': dict(settings), 'extra': particular, 'shard': [shard.name, shard.format]}
+  of['file'] = work_tables.state(shard.path)
   digest = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
   return f'{name}-{index:05}-{digest}.arrow'
 
 
-def _written(task) -> int:
-  """Does one shard's work; returns the number of rows."""
-  work, shard, settings, extra, path = task
-  table = work(shard, settings, extra)
-  partial = f'{path}.{os.getpid()}.partial'
-  with pa.OSFile(partial, 'wb') as f, pa.ipc.new_file(f, table.schema) as writer:
-    writer.write_table(table)
-  os.replace(partial, path)
-  return len(table)
-
-
-class _Progress:
-  """A line every few seconds, with the time that is left."""
+class Progress:
+  """A line every few seconds, with the time that is left; `say` takes other lines."""
 
   def __init__(self, name: str, total: int, done: int, echo: Echo | None):
-    self._name, self._total, self._done, self._echo = name, total, done, echo
+    self.name = name
+    self._total, self._done, self._echo = total, done, echo
     self._before, self._rows = done, 0
     self._began = self._said = time.monotonic()
-    if echo and done:
-      echo(f'{name}: {done} of {total} files done before')
+    if done:
+      self.say(f'{done} of {total} files done before')
 
-  def add(self, rows: int) -> None:
-    self._done, self._rows = self._done + 1, self._rows + rows
+  def say(self, line: str) -> None:
+    if self._echo:
+      self._echo(f'{self.name}: {line}')
+
+  def add(self, rows: int, files: int = 1) -> None:
+    self._done, self._rows = self._done + files, self._rows + rows
     now = time.monotonic()
-    if self._echo and (now - self._said > 5 or self._done == self._total):
+    if now - self._said > 5 or self._done == self._total:
       spent = max(now - self._began, 1e-9)
       left = spent / (self._done - self._before) * (self._total - self._done)
-      self._echo(
-        f'{self._name}: {self._done} of {self._total} files, {self._rows / spent:,.0f} examples/s, '
+      self.say(
+        f'{self._done} of {self._total} files, {self._rows / spent:,.0f} examples/s, '
         f'{left:.0f} s left'
       )
       self._said = now

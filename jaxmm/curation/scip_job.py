@@ -27,7 +27,7 @@ def run(
   workdir: str | os.PathLike,
   *,
   counter: str = 'bytes',
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> KeepList:
   """Prunes a corpus by clusters of its examples.
@@ -42,14 +42,14 @@ def run(
     config: how many are pruned and which.
     workdir: for digests and token counts.
     counter: how length is counted, a name of `token_counts`.
-    processes: that read and count files.
+    runner: who reads and counts files.
     echo: takes progress lines.
 
   Raises:
     ConfigError: columns or rows are missing, or there are rows of other examples.
   """
   _check(clusters)
-  counts = token_counts.counts(inputs, counter, workdir, processes=processes, echo=echo)
+  counts = token_counts.counts(inputs, counter, workdir, runner=runner, echo=echo)
   is_bad_N = pc.greater(pc.binary_length(counts['error']), 0).to_numpy()
   tokens_N = pc.fill_null(counts['tokens'], 0).to_numpy()
   other_N = np.where(tokens_N == 0, keep_list.EMPTY, '').astype(object)

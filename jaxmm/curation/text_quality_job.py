@@ -39,7 +39,7 @@ def run(
   *,
   keep: float,
   parser: str = '',
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> KeepList:
   """Scores every document and keeps the best share.
@@ -52,10 +52,10 @@ def run(
     inputs: the corpus.
     config: the rules.
     weights: of exactly these rules.
-    workdir: for what is kept between the stages.
+    workdir: for what is kept between the stages; a path or a URL.
     keep: the share of the documents that have a score; see `text_quality.best`.
     parser: name of the parser (`text_parser.named`), where a rule needs one.
-    processes: that read and judge files.
+    runner: who reads and judges files.
     echo: takes progress lines.
 
   Raises:
@@ -73,7 +73,7 @@ def run(
   }
   tables = runners.map_shards(
     counted, corpus.shards(inputs), workdir, name='quality', settings=settings,
-    processes=processes, echo=echo,
+    runner=runner, echo=echo,
   )  # fmt: skip
   runners.check_some(tables, corpus.shards(inputs))
   parameters = {

@@ -78,7 +78,8 @@ def identity(name: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _loaded(name: str, digest: str) -> Count:
-  del digest  # part of the key alone
+  if identity(name) != digest:
+    raise ConfigError(f'counter {name!r} is not the same file everywhere, or has been changed')
   if name in _BUILTIN:
     return _BUILTIN[name]
   if name.endswith('.json'):
@@ -128,7 +129,7 @@ def counts(
   name: str,
   workdir: str | os.PathLike,
   *,
-  processes: int = 1,
+  runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> pa.Table:
   """Of every example its id, digest, error ('' if it can be read) and tokens, ascending by id.
@@ -136,8 +137,8 @@ def counts(
   Args:
     inputs: the corpus.
     name: of the counter, see above.
-    workdir: where finished files are kept; a run that was stopped goes on there.
-    processes: that read and count files.
+    workdir: a path or a URL where finished files are kept; a run that was stopped goes on there.
+    runner: who reads and counts files.
     echo: takes progress lines.
 
   Returns:
@@ -148,10 +149,10 @@ def counts(
   tables = runners.map_shards(
     counted,
     corpus.shards(inputs),
-    pathlib.Path(workdir),
+    workdir,
     name='tokens',
     settings=settings,
-    processes=processes,
+    runner=runner,
     echo=echo,
   )
   runners.check_some(tables, corpus.shards(inputs))

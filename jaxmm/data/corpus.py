@@ -252,7 +252,7 @@ def examples(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
     except StopIteration:
       return
     except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
-      yield Example(broken_id(shard.name), error=f'{shard.path} breaks off after {number}: {error}')
+      yield Example(broken_id(shard.name), error=f'{shard.name} breaks off after {number}: {error}')
       return
     number += 1
 

@@ -12,7 +12,7 @@ import pytest
 from jaxmm import cli
 from jaxmm.cli_curate import code
 from jaxmm.config import ConfigError
-from jaxmm.curation import corruptions, corruptions_job, keep_list, scip, scip_job
+from jaxmm.curation import corruptions, corruptions_job, keep_list, runners, scip, scip_job
 from jaxmm.data import corpus
 from jaxmm.data.corpus import CorpusConfig
 from tests.references import scip as reference
@@ -106,7 +106,7 @@ def test_corruptions_do_not_depend_on_files_or_processes(tmp_path):
     config = corruptions_job.CorruptionsConfig(('shift_indices', 'flip_conditions'), rate=0.3)
     table = corruptions_job.run(
       CorpusConfig((str(folder),), id_field='id'), config, tmp_path / f'{name}.work',
-      processes=processes, echo=None,
+      runner=runners.Local(processes), echo=None,
     )  # fmt: skip
     tables.append(table.sort_by('id').combine_chunks())
   assert tables[0].equals(tables[1])

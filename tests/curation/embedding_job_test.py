@@ -17,7 +17,7 @@ from PIL import Image
 
 from jaxmm import sharding
 from jaxmm.config import ConfigError
-from jaxmm.curation import embedding_job, embeddings
+from jaxmm.curation import embedding_job, embeddings, runners
 from jaxmm.curation.embedding_inputs import ImageInputs, TextInputs, reason, text_lengths
 from jaxmm.curation.embedding_job import Embedder
 from jaxmm.data.corpus import CorpusConfig, Example
@@ -107,7 +107,7 @@ def test_every_example_has_its_row_and_those_without_say_why(tmp_path):
 
 @pytest.mark.parametrize(
   'change', [{'batch_size': 16}, {'batch_size': 1}, {'rows_per_shard': 4}, {'rows_per_shard': 400},
-             {'batch_size': 8, 'devices': 8}, {'processes': 2}]
+             {'batch_size': 8, 'devices': 8}, {'runner': runners.Local(2)}]
 )  # fmt: skip
 def test_batches_shards_and_devices_do_not_show(tmp_path, change):
   inputs = write(tmp_path / 'in', files=3)

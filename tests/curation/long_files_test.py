@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, long_files, token_counts
+from jaxmm.curation import keep_list, long_files, runners, token_counts
 from jaxmm.curation.long_files import LongFilesConfig, WithinLength
 from jaxmm.data.corpus import CorpusConfig
 from tests.references import long_files as reference
@@ -85,7 +85,7 @@ def test_files_order_and_processes_do_not_show(tmp_path):
   common = dict(counter='words', echo=None)
   one = long_files.run(write(tmp_path / 'a', LINES), config, tmp_path / 'wa', **common)
   parts = write(tmp_path / 'b', LINES[::-1], files=3)
-  two = long_files.run(parts, config, tmp_path / 'wb', processes=2, **common)
+  two = long_files.run(parts, config, tmp_path / 'wb', runner=runners.Local(2), **common)
   assert one.table.equals(two.table) and one.header() == two.header()
   rows = {row['id']: row for row in one.table.to_pylist()}
   tokens = {row['id']: row['tokens'] for row in rows.values()}

@@ -75,7 +75,7 @@ def test_files_order_and_processes_do_not_show(texts, tmp_path, check):
   whole = minhash_job.run(write(tmp_path / 'a', texts), config, tmp_path / 'wa', echo=None)
   order = np.random.default_rng(1).permutation(len(texts)).tolist()
   parts = write(tmp_path / 'b', texts, files=5, order=order)
-  other = minhash_job.run(parts, config, tmp_path / 'wb', processes=2, echo=None)
+  other = minhash_job.run(parts, config, tmp_path / 'wb', runner=runners.Local(2), echo=None)
   assert other.table.equals(whole.table) and other.header() == whole.header()
 
 
@@ -107,6 +107,18 @@ def test_a_second_run_does_no_file_again_and_a_changed_one_only_that(texts, tmp_
   assert changed.fingerprint != first.fingerprint
 
 
+def test_a_changed_file_behind_a_url_is_read_again():
+  import fsspec
+
+  def run(text):
+    with fsspec.open('memory://minhash_job_test/in.jsonl', 'w') as f:
+      f.write(json.dumps({'text': text}) + '\n')
+    inputs = CorpusConfig(('memory://minhash_job_test/in.jsonl',))
+    return minhash_job.run(inputs, CONFIG, 'memory://minhash_job_test/w', echo=None).fingerprint
+
+  assert run('one two') != run('two one')
+
+
 def failing(shard, settings, extra):
   if shard.name.startswith(settings['fails']):
     raise RuntimeError('killed here')
@@ -117,7 +129,7 @@ def failing(shard, settings, extra):
 def test_stopped_on_the_way_it_goes_on(texts, tmp_path, processes):
   inputs = write(tmp_path / 'in', texts, files=4)
   files = corpus.shards(inputs)
-  common = dict(name='x', processes=processes, echo=None)
+  common = dict(name='x', runner=runners.Local(processes), echo=None)
   with pytest.raises(RuntimeError, match='killed here'):
     runners.map_shards(failing, files, tmp_path / 'w', settings={'fails': '2'}, **common)
   assert not list((tmp_path / 'w').glob('*.partial'))

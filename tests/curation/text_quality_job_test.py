@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import text_quality_job
+from jaxmm.curation import runners, text_quality_job
 from jaxmm.curation.text_parser import Token
 from jaxmm.curation.text_quality import QualityConfig, Weights
 from jaxmm.data.corpus import CorpusConfig
@@ -76,7 +76,7 @@ def test_files_order_and_processes_do_not_show(texts, tmp_path):
   whole = run(write(tmp_path / 'a', texts), tmp_path / 'wa')
   order = np.random.default_rng(1).permutation(len(texts)).tolist()
   parts = write(tmp_path / 'b', texts, files=5, order=order)
-  other = run(parts, tmp_path / 'wb', processes=2)
+  other = run(parts, tmp_path / 'wb', runner=runners.Local(2))
   assert other.table.equals(whole.table) and other.header() == whole.header()
 
 
