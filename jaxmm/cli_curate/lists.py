@@ -54,6 +54,9 @@ def _add_report(methods, verb) -> None:
 
 
 def _report(options) -> int:
+  import pyarrow as pa
+  import pyarrow.compute as pc
+
   from jaxmm.curation import keep_list
   from jaxmm.data import corpus as of_corpus
   from jaxmm.data import kept
@@ -62,7 +65,8 @@ def _report(options) -> int:
   keep = keep_list.read(options.keep)  # refuses what is damaged
   of = KeepListFile(options.keep)
   wanted, contents = of.shown(), {}
-  digests = dict(zip(keep.table['id'].to_pylist(), keep.table['digest'].to_pylist()))
+  rows = keep.table.filter(pc.is_in(keep.table['id'], pa.array(sorted(wanted), pa.string())))
+  digests = dict(zip(rows['id'].to_pylist(), rows['digest'].to_pylist()))
   inputs = corpus_of(options) if options.input else None
   for shard in of_corpus.shards(inputs) if inputs else ():
     for example in of_corpus.examples(shard, inputs):
