@@ -346,9 +346,10 @@ def _free(name: str, taken) -> str:
 
 
 def write(
-  keep: KeepList, path: str | os.PathLike, rows_per_file: int = ROWS_PER_FILE
+  keep: KeepList, path: str | os.PathLike, rows_per_file: int | None = None
 ) -> pathlib.Path:
-  """Writes one file, or a directory of parts where there are more rows than `rows_per_file`.
+  """Writes one file, or a directory of parts where there are more rows than `rows_per_file`
+  (ROWS_PER_FILE).
 
   It appears whole or not at all, and replaces a list that is there.
 
@@ -357,6 +358,7 @@ def write(
   """
   path = pathlib.Path(path)
   check_replaceable(path)
+  rows_per_file = rows_per_file or ROWS_PER_FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   header = json.dumps(keep.header(), sort_keys=True).encode()
   table = keep.table.replace_schema_metadata({_HEADER: header})

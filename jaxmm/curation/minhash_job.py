@@ -1,5 +1,6 @@
 """MinHash over a corpus: files in, keep-list out.
 
+0. Ids that come twice are looked for, where the corpus names them itself.
 1. Every file by itself: ids, digests and band keys (200 bytes a document at 25 bands).
 2. One band after the other: documents with equal keys are candidates (8 bytes a document at once).
 3. The files again, only the candidates: their shingles, which are compared exactly.
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, minhash, runners, shingles
+from jaxmm.curation import keep_list, minhash, runners, shingles, unique_ids
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.minhash import MinHashConfig
 from jaxmm.curation.shingles import ShingleConfig
@@ -65,6 +66,7 @@ def run(
   settings = {'corpus': dataclasses.asdict(inputs), 'minhash': dataclasses.asdict(config)}
   common = dict(settings=settings, processes=processes, echo=echo)
   workdir = pathlib.Path(workdir)
+  unique_ids.check(inputs, workdir, processes, echo)
   tables = runners.map_shards(keyed, files, workdir, name='keys', **common)
   runners.check_some(tables, files)
   documents = _Documents(tables)

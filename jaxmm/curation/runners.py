@@ -49,7 +49,12 @@ def map_shards(
     particulars: JSON values, one a shard.
     processes: how many work at once; 1 works in this one.
     echo: takes progress lines.
+
+  Raises:
+    ConfigError: no process.
   """
+  if processes < 1:
+    raise ConfigError(f'processes is {processes}, expected at least 1')
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   particulars = [None] * len(shards) if particulars is None else particulars

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, runners, text_parser, text_quality
+from jaxmm.curation import keep_list, runners, text_parser, text_quality, unique_ids
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.text_quality import QualityConfig, Weights
 from jaxmm.data import corpus, kept
@@ -71,6 +71,7 @@ def run(
     'quality': dataclasses.asdict(config),
     'parser': parser,
   }
+  unique_ids.check(inputs, workdir, processes, echo)
   tables = runners.map_shards(
     counted, corpus.shards(inputs), workdir, name='quality', settings=settings,
     processes=processes, echo=echo,

@@ -151,10 +151,11 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(tmp_path):
 def test_an_id_that_comes_twice_is_named(tmp_path):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"id": "a", "text": "x"}\n' * 2)
-  with pytest.raises(ConfigError, match="the first 'a'; a keep-list needs different ones"):
+  with pytest.raises(ConfigError, match="the first 'a'; expected different ones"):
     minhash_job.run(
       CorpusConfig((str(path),), id_field='id'), MinHashConfig(), tmp_path / 'w', echo=None
     )
+  assert not list((tmp_path / 'w').glob('keys-*'))
 
 
 def test_from_the_command_line_to_the_kept_and_the_dropped(texts, tmp_path, capsys):
