@@ -96,7 +96,7 @@ def test_other_weights_and_shares_read_no_file_again(texts, tmp_path):
   text_quality_job.run(
     inputs, QualityConfig(unit='sentences'), WEIGHTS, tmp_path / 'w', keep=0.2, echo=None
   )
-  assert len(list((tmp_path / 'w').iterdir())) == 6
+  assert len(list((tmp_path / 'w').glob('quality-*'))) == 6
 
 
 def test_stopped_on_the_way_it_goes_on(texts, tmp_path, monkeypatch):
