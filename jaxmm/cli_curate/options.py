@@ -134,7 +134,7 @@ def check_output(options) -> None:
     if isinstance(other, str) and os.path.realpath(other) == same:
       raise ConfigError(f'--output {path!r} is read by this command; name another file')
   if not _is_of_folders(options):
-    print(f'{path} is there already and will be replaced')
+    print(f'{path} is there already; it is replaced once this is done')
 
 
 def _is_of_folders(options) -> bool:
@@ -165,8 +165,11 @@ def tidied(options):
   """Where a command is refused, an empty folder for its stages goes; what else is left is said."""
   from jaxmm.config import ConfigError
 
-  has_one = getattr(options, 'output', None) and hasattr(options, 'workdir')
-  workdir = workdir_of(options) if has_one else None
+  workdir = None
+  if getattr(options, 'output', None) and hasattr(options, 'workdir'):
+    workdir = workdir_of(options)
+  elif _is_of_folders(options):
+    workdir = options.output
   was_there = workdir is None or os.path.exists(workdir)
   try:
     yield
@@ -192,10 +195,16 @@ def written(keep, options) -> int:
   say(keep, options.output)
   if not keep.num_kept:
     raise RunError(
-      f'nothing is kept: of {len(keep):,} examples all are dropped, for the reasons above; '
-      f'{options.output} has each of them'
+      f'nothing is kept: of {len(keep):,} examples all are dropped, for the reasons above'
+      f'{_too_small(options, len(keep))}; {options.output} has each of them'
     )
   return 0
+
+
+def _too_small(options, number: int) -> str:
+  share = getattr(options, 'keep', None)
+  is_too_small = isinstance(share, float) and share * number < 1
+  return f' (--keep {share:g} of {number:,} is less than one)' * is_too_small
 
 
 def say(keep, path) -> None:

@@ -91,6 +91,7 @@ def _config_of(options, rules):
 def _quality(options) -> int:
   from jaxmm.curation import text_quality, text_quality_job
 
+  _config_of(options, options.rules)  # refuses what is no rule, before weights do
   if options.weights == 'uniform':
     weights = text_quality.Weights.uniform(options.rules)
   else:

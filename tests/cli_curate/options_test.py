@@ -80,6 +80,7 @@ def test_no_process_is_refused_before_anything_is_read(corpus, tmp_path, number,
     ('long_files --max-tokens 9 --tokens nothing', "counter is 'nothing'"),
     ('long_files --max-tokens 9 --tokens nothing', 'package.module:function (--tokens)'),
     ('text_quality --keep 2', 'keep is 2.0, expected a share in (0, 1] (--keep)'),
+    ('text_quality --keep 0.5 --rules a', "rules names 'a', expected some of"),
     ('d4 --keep 0.9', 'keep is the share of both steps together (--keep, --dedup-keep)'),
     ('prototypes --prefer hard --keep 0.5 --fit-rows -1', 'at least 0 (--fit-rows)'),
     ('dbp --prefer hard --keep 0.5 --neighbours 0', '(--neighbours)'),
@@ -111,7 +112,7 @@ def test_what_will_be_replaced_is_said(corpus, tmp_path, capsys):
   for expected in (False, True):
     assert run('minhash', *corpus, '--output', output) == 0
     said = capsys.readouterr().out
-    assert (f'{output} is there already and will be replaced' in said) == expected
+    assert (f'{output} is there already; it is replaced once this is done' in said) == expected
 
 
 def test_work_that_was_done_is_said_and_no_empty_folder_is_left(corpus, tmp_path, capsys):
@@ -137,7 +138,9 @@ def test_a_list_that_keeps_nothing_is_written_and_fails(corpus, tmp_path, capsys
   embed = ['embed', '--encoder', 'brought', '--vectors', vectors, '--output', tmp_path / 'v']
   assert run(*embed, *corpus) == 0
   assert run('prototypes', '--prefer', 'hard', '--vectors', tmp_path / 'v', *words) == 1
-  assert 'nothing is kept: of 8 examples all are dropped' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'nothing is kept: of 8 examples all are dropped' in said
+  assert '(--keep 0.001 of 8 is less than one)' in said
   assert keep_list.read(tmp_path / 'k.parquet').reasons() == {'prototypical': 8}
 
 
