@@ -1,6 +1,5 @@
 """MinHash over a corpus: files in, keep-list out.
 
-0. Ids that come twice are looked for, where the corpus names them itself.
 1. Every file by itself: ids, digests and band keys (200 bytes a document at 25 bands).
 2. One band after the other: documents with equal keys are candidates (8 bytes a document at once).
 3. The files again, only the candidates: their shingles, which are compared exactly.
@@ -66,8 +65,9 @@ def run(
   settings = {'corpus': dataclasses.asdict(inputs), 'minhash': dataclasses.asdict(config)}
   common = dict(settings=settings, processes=processes, echo=echo)
   workdir = pathlib.Path(workdir)
-  unique_ids.check(inputs, workdir, processes, echo)
-  tables = runners.map_shards(keyed, files, workdir, name='keys', **common)
+  tables = runners.map_shards(
+    keyed, files, workdir, name='keys', each=unique_ids.AcrossFiles(), **common
+  )
   runners.check_some(tables, files)
   documents = _Documents(tables)
   pair_E2 = _candidates(documents, config)
@@ -100,7 +100,7 @@ def keyed(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   inputs, config = _configs(settings)
   bands, rows = config.layout
   parts = []
-  for examples in _batches(corpus.examples(shard, inputs)):
+  for examples in _batches(unique_ids.checked(corpus.examples(shard, inputs))):
     texts = ['' if e.error else e.text or '' for e in examples]
     signature_NP, has_N = minhash.signatures(texts, config)
     columns = {

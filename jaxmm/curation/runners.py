@@ -35,6 +35,7 @@ def map_shards(
   name: str,
   settings: Mapping[str, Any],
   particulars: Sequence[Any] | None = None,
+  each: Callable[[pa.Table], None] | None = None,
   processes: int = 1,
   echo: Echo | None = print,
 ) -> list[pa.Table]:
@@ -47,6 +48,8 @@ def map_shards(
     name: of the work, for the files and the progress line.
     settings: JSON values, handed to `work`.
     particulars: JSON values, one a shard.
+    each: is called with the table of every file as it is done, in any order; what it raises ends
+      the work.
     processes: how many work at once; 1 works in this one.
     echo: takes progress lines.
 
@@ -70,23 +73,37 @@ def map_shards(
   ]
   missing = [task for task in tasks if not os.path.exists(task[-1])]
   progress = _Progress(name, len(tasks), len(tasks) - len(missing), echo)
+
+  def finish(task, rows: int | None = None) -> None:
+    if rows is not None:
+      progress.add(rows)
+    if each is not None:
+      each(_read(task))
+
+  for task in tasks:
+    if os.path.exists(task[-1]):
+      finish(task)
   if processes == 1 or len(missing) <= 1:
     for task in missing:
-      progress.add(_written(task))
+      finish(task, _written(task))
   else:
     # Forked processes would inherit locks of threads that are not there.
     context = multiprocessing.get_context('spawn')
     workers = min(processes, len(missing))
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-      waiting = [pool.submit(_written, task) for task in missing]
+      waiting = {pool.submit(_written, task): task for task in missing}
       try:
         for done in concurrent.futures.as_completed(waiting):
-          progress.add(done.result())
+          finish(waiting[done], done.result())
       except BaseException:
         # Files that are begun are finished and kept; nothing is left half written.
         pool.shutdown(wait=True, cancel_futures=True)
         raise
-  return [pa.ipc.open_file(pa.memory_map(task[-1])).read_all() for task in tasks]
+  return [_read(task) for task in tasks]
+
+
+def _read(task) -> pa.Table:
+  return pa.ipc.open_file(pa.memory_map(task[-1])).read_all()
 
 
 def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:

@@ -71,10 +71,9 @@ def run(
     'quality': dataclasses.asdict(config),
     'parser': parser,
   }
-  unique_ids.check(inputs, workdir, processes, echo)
   tables = runners.map_shards(
     counted, corpus.shards(inputs), workdir, name='quality', settings=settings,
-    processes=processes, echo=echo,
+    each=unique_ids.AcrossFiles(), processes=processes, echo=echo,
   )  # fmt: skip
   runners.check_some(tables, corpus.shards(inputs))
   parameters = {
@@ -87,7 +86,7 @@ def counted(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """Of every example: id, digest, error, lines, tokens, tokens that pass each rule."""
   inputs, config = _configs(settings)
   parser = text_parser.named(settings['parser'])
-  examples = corpus.examples(shard, inputs)
+  examples = unique_ids.checked(corpus.examples(shard, inputs))
   parts = [_counted([], config, parser)]
   while batch := list(itertools.islice(examples, _TEXTS)):
     parts.append(_counted(batch, config, parser))

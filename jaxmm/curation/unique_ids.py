@@ -1,46 +1,55 @@
-"""Ids that come twice, found before the costly part of a method begins."""
+"""Ids that come twice, found while files are still being read; all are compared at the end.
+
+A corpus whose id field is the wrong one, or whose files number their records anew, is known by its
+first examples, so that the first million ids are remembered: in one file, and of all files.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from jaxmm.curation import runners
-from jaxmm.curation.embeddings import check_ids
-from jaxmm.data import corpus
-from jaxmm.data.corpus import CorpusConfig, Shard
+from jaxmm.config import ConfigError
+from jaxmm.data.corpus import Example
+
+_REMEMBERED = 1_000_000
 
 
-def check(
-  inputs: CorpusConfig,
-  workdir: str | os.PathLike,
-  processes: int = 1,
-  echo: runners.Echo | None = print,
-) -> None:
-  """Reads the ids of a corpus; those that are file and row are different ones anyway.
-
-  Args:
-    inputs: the corpus.
-    workdir, processes, echo: see `runners.map_shards`.
+def checked(examples: Iterable[Example]) -> Iterator[Example]:
+  """The examples of one file.
 
   Raises:
     ConfigError: an id comes twice.
   """
-  if not inputs.id_field:
-    return
-  tables = runners.map_shards(
-    ids_of_file, corpus.shards(inputs), workdir, name='ids',
-    settings={'corpus': dataclasses.asdict(inputs)}, processes=processes, echo=echo,
-  )  # fmt: skip
-  check_ids(pa.concat_tables(tables)['id'].combine_chunks())
+  seen: set[str] = set()
+  for example in examples:
+    if len(seen) < _REMEMBERED:
+      if example.id in seen:
+        raise _twice(example.id)
+      seen.add(example.id)
+    yield example
 
 
-def ids_of_file(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
-  """The column `id` of one file."""
-  inputs = corpus.of_json(settings['corpus'])
-  names = [example.id for example in corpus.examples(shard, inputs)]
-  return pa.table({'id': pa.array(names, pa.string())})
+class AcrossFiles:
+  """Is called with the table of every file, in any order; a column `id`.
+
+  Raises:
+    ConfigError: an id comes twice.
+  """
+
+  def __init__(self):
+    self._seen: set[str] = set()
+
+  def __call__(self, table: pa.Table) -> None:
+    for name in table['id'].slice(0, _REMEMBERED - len(self._seen)).to_pylist():
+      if name in self._seen:
+        raise _twice(name)
+      self._seen.add(name)
+
+
+def _twice(name: str) -> ConfigError:
+  return ConfigError(
+    f'the id {name!r} comes more than once; expected different ones: name another id field, or '
+    'none (then file and row are the id)'
+  )

@@ -11,6 +11,7 @@ import pytest
 from jaxmm import cli
 from jaxmm.cli_curate import code, options, quality
 from jaxmm.curation import corruptions, keep_list, text_quality
+from jaxmm.data import kept
 from jaxmm.data.corpus import FORMATS
 
 
@@ -119,13 +120,16 @@ def test_work_that_was_done_is_said_and_no_empty_folder_is_left(corpus, tmp_path
   path = tmp_path / 'in.jsonl'
   path.write_text(path.read_text() + '{"id": "d3", "text": "again"}\n')
   output = tmp_path / 'k.parquet'
-  for verb in (('minhash',), ('text_quality', '--keep', '0.5')):
-    assert run(*verb, *corpus, '--output', output) == 2
-    said = capsys.readouterr()
-    assert "1 ids come more than once, the first 'd3'" in said.err
-    assert f'what was done before that is in {output}.work' in said.err or verb[0] != 'minhash'
-    assert 'ids: 1 of 1 files' in said.out or verb[0] != 'minhash'
-    assert 'keys:' not in said.out and 'quality:' not in said.out
+  assert run('minhash', *corpus, '--output', output) == 2
+  assert "the id 'd3' comes more than once" in capsys.readouterr().err
+  assert not (tmp_path / 'k.parquet.work').exists()
+  embed = ['embed', '--encoder', 'brought', '--vectors', path, '--output', tmp_path / 'v']
+  np.savez(tmp_path / 'x.npz', id=['d0'], x=np.eye(1))
+  embed[4] = tmp_path / 'x.npz'
+  assert run(*embed, *corpus) == 2
+  said = capsys.readouterr().err
+  assert "1 ids come more than once, the first 'd3'" in said
+  assert f'what was done before that is in {tmp_path / "v"}; delete it' in said
   vectors = ['--vectors', tmp_path / 'nowhere', '--output', tmp_path / 'd.parquet']
   assert run('d4', '--keep', '0.5', *vectors) == 2
   assert not (tmp_path / 'd.parquet.work').exists()
@@ -157,6 +161,8 @@ def test_lists_in_parts_go_through_every_verb(corpus, tmp_path, monkeypatch, cap
   assert run('report', both, *corpus) == 0 and (tmp_path / 'both.html').is_file()
   assert run('export', both, *corpus, '--output', tmp_path / 'out.jsonl') == 0
   assert len((tmp_path / 'out.jsonl').read_text().splitlines()) == 5
+  ids, keep_N, _ = kept.read_columns(both)  # as training reads it
+  assert len(ids) == 8 and keep_N.sum() == 5
 
 
 def test_folders_are_excluded(tmp_path):
