@@ -203,8 +203,9 @@ def written(keep, options) -> int:
 
 def _too_small(options, number: int) -> str:
   share = getattr(options, 'keep', None)
-  is_too_small = isinstance(share, float) and share * number < 1
-  return f' (--keep {share:g} of {number:,} is less than one)' * is_too_small
+  if isinstance(share, float) and share * number < 1:
+    return f' (--keep {share:g} of {number:,} is less than one)'
+  return ''
 
 
 def say(keep, path) -> None:
