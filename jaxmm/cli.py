@@ -6,10 +6,12 @@ import argparse
 import errno
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
 import jaxmm
+from jaxmm.cli_curate import training
 from jaxmm.config import ConfigError, RunError
 from jaxmm.train.memory import keep_freed_memory
 
@@ -27,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser = _parser()
   options = parser.parse_args(args)
   if rest and not getattr(options, 'takes_overrides', False):
-    parser.error(f'{options.verb} takes no --config.* settings, got {" ".join(rest)}')
+    parser.error(f'{_name(options)} takes no --config.* settings, got {" ".join(rest)}')
   options.overrides = rest
   if argv is None:  # the command itself, not a call from another program
     keep_freed_memory()
@@ -36,12 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ConfigError, RunError, OSError) as error:
     if isinstance(error, OSError) and not _is_the_users(error):
       raise
-    print(f'jaxmm {options.verb}: {_described(error, options)}', file=sys.stderr)
+    print(f'jaxmm {_name(options)}: {_described(error, options)}', file=sys.stderr)
     return 2 if isinstance(error, ConfigError) or _names_a_file(error) else 1
   except KeyboardInterrupt:
     on = 'to go on' if options.verb in _RESUMES else 'to do it from the beginning'
-    print(f'\njaxmm {options.verb}: interrupted; run the same command again {on}', flush=True)
+    print(f'\njaxmm {_name(options)}: interrupted; run the same command again {on}', flush=True)
     return _INTERRUPTED
+
+
+def _name(options: argparse.Namespace) -> str:
+  return ' '.join(filter(None, [options.verb, getattr(options, 'method', '')]))
 
 
 def _is_the_users(error: OSError) -> bool:
@@ -57,14 +63,34 @@ def _names_a_file(error: Exception) -> bool:
 
 
 def _described(error: Exception, options: argparse.Namespace) -> str:
-  # Which stage of a study it was; others' notes are about tracebacks.
-  notes = [n for n in getattr(error, '__notes__', ()) if n.startswith('in stage ')]
+  # Which stage of a study it was, what is left; others' notes are about tracebacks.
+  ours = ('in stage ', 'what was done ')
+  notes = [n for n in getattr(error, '__notes__', ()) if n.startswith(ours)]
+  flags = _flags_of(str(error), options) if isinstance(error, ConfigError) else []
   if isinstance(error, OSError) and error.errno in _FULL:
     # A failed write does not say where.
     names = ('workdir', 'output', 'model', 'run_dir')
     where = next((str(v) for n in names if (v := getattr(options, n, None))), '.')
     notes.append(f'while writing for {where}; make room and run the same command again to go on')
-  return '\n  '.join([str(error), *notes])
+  said = f'{error} ({", ".join(flags)})' if flags else str(error)
+  return '\n  '.join([said, *notes])
+
+
+def _flags_of(message: str, options: argparse.Namespace) -> list[str]:
+  """Flags of the settings that a message calls by the names that a program has for them."""
+  no_flags = ('verb', 'method', 'run', 'model', 'overrides', 'takes_overrides', 'flags')
+  names = [name for name in vars(options) if name not in no_flags]
+  flags = {name: '--' + name.replace('_', '-') for name in names}
+  flags |= getattr(options, 'flags', {})
+  found = {}
+  for name, flag in flags.items():
+    # A word such as `keep` is a setting only where its value follows, or it is to be changed.
+    after = r'(?![\w.])' if '_' in name else r'(?= is | \d| \'|, and )'
+    named = rf'(?<![\w.-]){re.escape(name)}{after}|(?<=raise |lower ){re.escape(name)}\b'
+    place = re.search(named, message)
+    if place and not re.search(rf'{flag}(?![\w-])', message):
+      found[flag] = place.start()
+  return sorted(found, key=found.get)
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -139,18 +165,7 @@ def _add_train(verbs):
     '    --coordinator localhost:1234 --process-count 2 --process-id 0  # and the same with 1',
     setting='model.regularizer.weight=0.5',
   )  # fmt: skip
-  p.add_argument(
-    '--config', required=True, metavar='FILE.py[:ARG]', help='what to train; ARG picks a variant'
-  )
-  p.add_argument('--workdir', required=True, metavar='DIR', help='the run, made if it is not there')
-  p.add_argument('--init-from', metavar='RUN', help='start from the parameters of another run')
-  p.add_argument(
-    '--accept-config-change',
-    action='store_true',
-    help='resume although the config differs from the one the run began with',
-  )
-  p.add_argument('--profile', metavar='FIRST:LAST', help='trace these steps with the JAX profiler')
-  p.add_argument('--stop-after', type=int, metavar='STEP', help='save and leave at this step')
+  training.add_options(p)
   several = p.add_argument_group(
     'several processes', 'the same command in each; every one sees the data and the workdir'
   )
@@ -171,28 +186,7 @@ def _train(options) -> int:
     options.process_count,
     is_found=options.distributed,
   )
-  from jaxmm import config as configs
-  from jaxmm.studies import run
-
-  config = run.with_settings(configs.load_config(options.config), options.overrides)
-  run.train_from_config(
-    config,
-    options.workdir,
-    init_from=options.init_from,
-    accept_config_change=options.accept_config_change,
-    profile=_window(options.profile),
-    stop_after=options.stop_after,
-  )
-  return 0
-
-
-def _window(text: str | None) -> tuple[int, int] | None:
-  if text is None:
-    return None
-  first, _, last = text.partition(':')
-  if not (first.isdigit() and last.isdigit() and int(first) <= int(last)):
-    raise ConfigError(f'--profile is {text!r}, expected FIRST:LAST, for example 20:25')
-  return int(first), int(last)
+  return training.train(options, options.overrides)
 
 
 def _add_tokenize(verbs):

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from jaxmm import cli
+from jaxmm.cli_curate import training
 from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.studies import convert, pictures
@@ -86,7 +87,7 @@ def test_a_paper_without_a_claim_lists_those_with_one(capsys):
 @pytest.mark.parametrize('text', ['5', '5:', '9:3', 'a:b'])
 def test_a_profile_window_that_is_none_is_refused(text):
   with pytest.raises(ConfigError, match='FIRST:LAST'):
-    cli._window(text)
+    training.window(text)
 
 
 def test_every_sampling_setting_has_a_flag(monkeypatch, capsys):

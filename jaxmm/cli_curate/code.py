@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, say, workers
+from jaxmm.cli_curate.options import (
+  corpus,
+  corpus_of,
+  output,
+  runner_of,
+  running,
+  workdir_of,
+  workers,
+  written,
+)
+
+# Those of `curation.corruptions`, which is not imported before the verb runs.
+KINDS = ('delete_brackets', 'bad_names', 'flip_conditions', 'shift_indices')
 
 
 def add(methods, verb) -> None:
@@ -55,7 +67,7 @@ def add_long_files(methods, verb) -> None:
 
 
 def _long_files(options) -> int:
-  from jaxmm.curation import keep_list, long_files
+  from jaxmm.curation import long_files
 
   config = long_files.LongFilesConfig(
     options.drop_token_share, options.drop_file_share, options.max_tokens
@@ -63,11 +75,10 @@ def _long_files(options) -> int:
   keep = long_files.run(
     corpus_of(options),
     config,
-    options.workdir or f'{options.output}.work',
+    workdir_of(options),
     counter=options.tokens,
     runner=runner_of(options),
   )
-  keep_list.write(keep, options.output)
   table = keep.table
   print(f'tokens are {options.tokens}')
   for name, part in (('all', table), ('kept', table.filter(table['keep']))):
@@ -76,8 +87,7 @@ def _long_files(options) -> int:
   order = [('tokens', 'descending'), ('id', 'ascending')]
   for row in table.sort_by(order).slice(0, options.show).to_pylist():
     print(f'  {row["tokens"] or 0:,} tokens: {row["id"]}{" (kept)" * row["keep"]}')
-  say(keep, options.output)
-  return 0
+  return written(keep, options)
 
 
 def add_scip(methods, verb) -> None:
@@ -93,7 +103,8 @@ def add_scip(methods, verb) -> None:
     '--clusters',
     required=True,
     metavar='FILE.parquet',
-    help='id, cluster, distance (1 - cosine to the centroid) of every example that can be read',
+    help='what `jaxmm curate cluster` wrote: id, cluster, distance (1 - cosine to the centroid) of '
+    'every example that can be read',
   )
   p.add_argument(
     '--direction',
@@ -122,7 +133,7 @@ def add_scip(methods, verb) -> None:
 
 
 def _scip(options) -> int:
-  from jaxmm.curation import keep_list, length_confounding, scip, scip_job
+  from jaxmm.curation import length_confounding, scip, scip_job
 
   config = scip.ScipConfig(
     options.direction,
@@ -135,16 +146,14 @@ def _scip(options) -> int:
     corpus_of(options),
     scip_job.read_clusters(options.clusters),
     config,
-    options.workdir or f'{options.output}.work',
+    workdir_of(options),
     counter=options.tokens,
     runner=runner_of(options),
   )
-  keep_list.write(keep, options.output)
   table = keep.table.filter(keep.table['distance'].is_valid())
   found = length_confounding.report(table['distance'].to_numpy(), table['tokens'].to_numpy())
   print('\n'.join(['distance and length:', *found.lines()]))
-  say(keep, options.output)
-  return 0
+  return written(keep, options)
 
 
 def add_corrupt(methods, verb) -> None:
@@ -155,18 +164,21 @@ def add_corrupt(methods, verb) -> None:
     'jaxmm curate corrupt --input src --suffix .py --rate 0.1 --output damaged.parquet',
   )  # fmt: skip
   corpus(p)
-  p.add_argument('--kinds', nargs='+', default=(), metavar='KIND', help='default: all four')
   p.add_argument(
-    '--rate', type=float, default=0.1, help='share of the places; default: %(default)s'
+    '--kinds',
+    nargs='+',
+    default=(),
+    metavar='KIND',
+    help=f'some of {", ".join(KINDS)}; default: all four',
   )
-  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
   p.add_argument(
-    '--output',
-    required=True,
-    metavar='FILE.parquet',
-    help='id, of (the original), kind, text, places, changed, reason',
+    '--rate',
+    type=float,
+    default=0.1,
+    help='share of the places that are changed; default: %(default)s',
   )
-  p.add_argument('--workdir', metavar='DIR', help='default: FILE.parquet.work')
+  p.add_argument('--seed', type=int, default=0, help='of the choice; default: %(default)s')
+  output(p, 'id, of (the original), kind, text, places, changed, reason')
   workers(p)
 
 
@@ -178,7 +190,7 @@ def _corrupt(options) -> int:
   table = corruptions_job.run(
     corpus_of(options),
     config,
-    options.workdir or f'{options.output}.work',
+    workdir_of(options),
     runner=runner_of(options),
   )
   corruptions_job.write(table, options.output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of
+from jaxmm.cli_curate.options import at_least, corpus, corpus_of, processes
 
 ENCODERS = ('minilm', 'image', 'lm', 'brought')
 
@@ -19,14 +19,30 @@ def add(methods, verb) -> None:
     '      --vectors x.npy --ids ids.txt --output vectors',
   )  # fmt: skip
   corpus(p)
-  p.add_argument('--encoder', required=True, choices=ENCODERS)
+  p.add_argument('--encoder', required=True, choices=ENCODERS, help='see above')
   p.add_argument('--output', required=True, metavar='DIR', help='made if it is not there')
   of_encoder(p)
   own = p.add_argument_group('brought', 'vectors for all examples of the corpus, found by id')
-  own.add_argument('--vectors', metavar='FILE', help='.npy, .npz, .parquet or zarr')
-  own.add_argument('--ids', metavar='FILE', help='of .npy and zarr: an id a line, or .npy')
-  own.add_argument('--vector-name', default='x', help='of .npz, Parquet; default: %(default)s')
-  own.add_argument('--id-name', default='id', help='of .npz, Parquet; default: %(default)s')
+  own.add_argument(
+    '--vectors', metavar='FILE', help='.npy, .npz, .parquet or zarr; default: none, needed here'
+  )
+  own.add_argument(
+    '--ids',
+    metavar='FILE',
+    help='of .npy and zarr: an id a line, or .npy; default: those in --vectors',
+  )
+  own.add_argument(
+    '--vector-name',
+    default='x',
+    metavar='NAME',
+    help='of the vectors in .npz and Parquet; default: %(default)s',
+  )
+  own.add_argument(
+    '--id-name',
+    default='id',
+    metavar='NAME',
+    help='of the ids in .npz and Parquet; default: %(default)s',
+  )
 
 
 def of_encoder(p) -> None:
@@ -37,20 +53,27 @@ def of_encoder(p) -> None:
     help='folder of BERT weights, file of EfficientNet-Lite0, run of an LM; default: those of the '
     'package, where there is one',
   )
-  p.add_argument('--max-tokens', type=int, help='cut texts off here; default: as published')
-  p.add_argument('--image-size', type=int, help='pixels that the network sees; default: 224')
-  p.add_argument('--batch', type=int, default=32, help='over all devices; default: %(default)s')
+  p.add_argument(
+    '--max-tokens', type=int, metavar='N', help='cut texts off here; default: as published'
+  )
+  p.add_argument(
+    '--image-size', type=int, metavar='N', help='pixels that the network sees; default: 224'
+  )
+  p.add_argument(
+    '--batch',
+    type=at_least(1),
+    default=32,
+    metavar='N',
+    help='examples at once, over all devices; default: %(default)s',
+  )
   p.add_argument(
     '--rows-per-shard',
-    type=int,
+    type=at_least(1),
     default=2048,
+    metavar='N',
     help='what a stop loses at most; a multiple of the batch; default: %(default)s',
   )
-  p.add_argument(
-    '--processes',
-    type=int,
-    help='that read and hash files at first; default: as many as cores',
-  )
+  processes(p, 'that read and hash files at first; ')
 
 
 def _embed(options) -> int:

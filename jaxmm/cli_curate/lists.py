@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from jaxmm.cli_curate.options import corpus, corpus_of, say
+from jaxmm.cli_curate.options import corpus, corpus_of, say, written
 from jaxmm.config import ConfigError
 
 _OTHER = (
@@ -21,13 +21,15 @@ def add(methods, verb) -> None:
 def _add_combine(methods, verb) -> None:
   p = verb(
     methods, 'combine', _combine,
-    'Joins two keep-lists: kept by both (and), by one of them (or), or by the second of what the '
-    'first keeps (then).',
+    'Joins two keep-lists. and, or: both were made of the same corpus; kept is what both keep, or\n'
+    'what one of them keeps. then: the second was made of what the first keeps (of a file that\n'
+    '`export` wrote); it decides about that. The methods on vectors need no `then`: with\n'
+    '--after FIRST.parquet they look at what it keeps, and join both themselves.',
     'jaxmm curate combine quality.parquet and length.parquet --output keep.parquet',
   )  # fmt: skip
-  p.add_argument('first', metavar='FIRST.parquet')
-  p.add_argument('how', choices=['and', 'or', 'then'])
-  p.add_argument('second', metavar='SECOND.parquet')
+  p.add_argument('first', metavar='FIRST.parquet', help='a keep-list')
+  p.add_argument('how', choices=['and', 'or', 'then'], help='see above')
+  p.add_argument('second', metavar='SECOND.parquet', help='another')
   p.add_argument('--output', required=True, metavar='FILE.parquet', help='the keep-list')
 
 
@@ -35,10 +37,7 @@ def _combine(options) -> int:
   from jaxmm.curation import keep_list
 
   join = {'and': keep_list.both, 'or': keep_list.either, 'then': keep_list.then}[options.how]
-  keep = join(keep_list.read(options.first), keep_list.read(options.second))
-  keep_list.write(keep, options.output)
-  say(keep, options.output)
-  return 0
+  return written(join(keep_list.read(options.first), keep_list.read(options.second)), options)
 
 
 def _add_report(methods, verb) -> None:
@@ -48,12 +47,15 @@ def _add_report(methods, verb) -> None:
     'examples are shown, without it their ids.',
     'jaxmm curate report keep.parquet --input corpus/*.jsonl.gz --id-field id',
   )  # fmt: skip
-  p.add_argument('keep', metavar='KEEP.parquet')
-  corpus(p, is_required=False)
+  p.add_argument('keep', metavar='KEEP.parquet', help='the keep-list')
+  corpus(p, without='none, the page shows ids')
   p.add_argument('--output', metavar='FILE.html', help='default: KEEP.html')
 
 
 def _report(options) -> int:
+  import pyarrow as pa
+  import pyarrow.compute as pc
+
   from jaxmm.curation import keep_list
   from jaxmm.data import corpus as of_corpus
   from jaxmm.data import kept
@@ -62,7 +64,8 @@ def _report(options) -> int:
   keep = keep_list.read(options.keep)  # refuses what is damaged
   of = KeepListFile(options.keep)
   wanted, contents = of.shown(), {}
-  digests = dict(zip(keep.table['id'].to_pylist(), keep.table['digest'].to_pylist()))
+  rows = keep.table.filter(pc.is_in(keep.table['id'], pa.array(sorted(wanted), pa.string())))
+  digests = dict(zip(rows['id'].to_pylist(), rows['digest'].to_pylist()))
   inputs = corpus_of(options) if options.input else None
   for shard in of_corpus.shards(inputs) if inputs else ():
     for example in of_corpus.examples(shard, inputs):
@@ -87,9 +90,13 @@ def _add_export(methods, verb) -> None:
     'jaxmm curate export keep.parquet --input corpus/*.jsonl.gz --id-field id \\\n'
     '    --output kept.jsonl.gz',
   )  # fmt: skip
-  p.add_argument('keep', metavar='KEEP.parquet')
+  p.add_argument('keep', metavar='KEEP.parquet', help='the keep-list')
   corpus(p)
-  p.add_argument('--dropped', action='store_true', help='those that are dropped, instead')
+  p.add_argument(
+    '--dropped',
+    action='store_true',
+    help='those that are dropped, with fields reason and error; default: the kept ones',
+  )
   p.add_argument(
     '--output', required=True, metavar='FILE', help='.jsonl, .jsonl.gz, .parquet or .array_record'
   )
@@ -109,7 +116,7 @@ def _add_show(methods, verb) -> None:
     'Says what a keep-list holds: method, parameters, how many are kept, and why others are not.',
     'jaxmm curate show keep.parquet',
   )  # fmt: skip
-  p.add_argument('keep', metavar='KEEP.parquet')
+  p.add_argument('keep', metavar='KEEP.parquet', help='the keep-list')
 
 
 def _show(options) -> int:
@@ -117,6 +124,16 @@ def _show(options) -> int:
 
   keep = keep_list.read(options.keep)
   say(keep, options.keep)
-  for name, value in keep.header()['parameters'].items():
-    print(f'  {name}: {value}')
+  _say_parameters(keep.parameters, '  ')
   return 0
+
+
+def _say_parameters(parameters, indent: str) -> None:
+  for name, value in parameters.items():
+    if name in ('and', 'or', 'then') and isinstance(value, list):
+      print(f'{indent}joined by {name}:')
+      for part in value:
+        print(f'{indent}  {part["name"]}')
+        _say_parameters(part['parameters'], f'{indent}    ')
+    else:
+      print(f'{indent}{name}: {value}')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, say
+from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, workdir_of, written
 
 
 def add(methods, verb) -> None:
@@ -14,31 +14,49 @@ def add(methods, verb) -> None:
     '    --threshold 0.8 --output keep.parquet',
   )  # fmt: skip
   corpus(p)
-  p.add_argument('--threshold', type=float, default=0.7, help='Jaccard; default: %(default)s')
-  p.add_argument('--shingle', default='words', choices=['words', 'characters'])
-  p.add_argument('--shingle-size', type=int, default=5, help='default: %(default)s')
-  p.add_argument('--permutations', type=int, default=128, help='default: %(default)s')
   p.add_argument(
-    '--bands', type=int, default=0, help='default: the fewest that find 95%% at the threshold'
+    '--threshold',
+    type=float,
+    default=0.7,
+    help='least Jaccard similarity of duplicates; default: %(default)s',
+  )
+  p.add_argument(
+    '--shingle',
+    default='words',
+    choices=['words', 'characters'],
+    help='runs of which are compared; default: %(default)s',
+  )
+  p.add_argument(
+    '--shingle-size', type=int, default=5, metavar='N', help='of these; default: %(default)s'
+  )
+  p.add_argument(
+    '--permutations', type=int, default=128, metavar='N', help='hashes a text; default: %(default)s'
+  )
+  p.add_argument(
+    '--bands',
+    type=int,
+    default=0,
+    metavar='N',
+    help='default: the fewest that find 95%% at the threshold',
   )
   p.add_argument(
     '--check',
     default='exact',
     choices=['exact', 'signature', 'none'],
-    help='of candidates; default: %(default)s',
+    help='how candidates are compared: their texts, their hashes, or not; default: %(default)s',
   )
   p.add_argument(
     '--survivor',
     default='longest',
     choices=['longest', 'shortest', 'first_id'],
-    help='of a cluster; default: %(default)s',
+    help='of a cluster of duplicates; default: %(default)s',
   )
-  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+  p.add_argument('--seed', type=int, default=0, help='of the hashes; default: %(default)s')
   running(p)
 
 
 def _minhash(options) -> int:
-  from jaxmm.curation import keep_list, minhash_job
+  from jaxmm.curation import minhash_job
   from jaxmm.curation.minhash import MinHashConfig
   from jaxmm.curation.shingles import ShingleConfig
 
@@ -53,10 +71,8 @@ def _minhash(options) -> int:
   keep = minhash_job.run(
     corpus_of(options),
     config,
-    options.workdir or f'{options.output}.work',
+    workdir_of(options),
     survivor=options.survivor,
     runner=runner_of(options),
   )
-  keep_list.write(keep, options.output)
-  say(keep, options.output)
-  return 0
+  return written(keep, options)

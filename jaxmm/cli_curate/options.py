@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shutil
 
 
-def corpus(p: argparse.ArgumentParser, is_required: bool = True) -> None:
-  """Which files, and where in a record to look."""
+def corpus(p: argparse.ArgumentParser, without: str = '') -> None:
+  """Which files, and where in a record to look; `without` says what happens if none are named."""
   of = p.add_argument_group('corpus')
   of.add_argument(
     '--input',
     nargs='+',
-    required=is_required,
+    required=not without,
     metavar='FILE',
     help='files, folders, patterns or URLs: JSON lines (.gz, .zst), Parquet, WebDataset tar, '
-    'ArrayRecord, pictures, text and source files',
+    'ArrayRecord, pictures, text and source files' + (f'; default: {without}' if without else ''),
   )
-  of.add_argument('--format', default='', help='of all files; default: by the name of each')
+  of.add_argument(
+    '--format',
+    default='',
+    choices=['jsonl', 'parquet', 'webdataset', 'array_record', 'image', 'zip', 'text'],
+    help='of all files; default: by the name of each',
+  )
   of.add_argument('--text-field', default='text', metavar='NAME', help='default: %(default)s')
   of.add_argument('--image-field', default='', metavar='NAME', help='default: none')
   of.add_argument('--id-field', default='', metavar='NAME', help='default: file and row')
   of.add_argument(
-    '--suffix', nargs='+', default=(), metavar='.py', help='of the files taken from a folder'
+    '--suffix',
+    nargs='+',
+    default=(),
+    metavar='.py',
+    help='of the files taken from a folder; default: all',
+  )
+  of.add_argument(
+    '--exclude',
+    nargs='+',
+    default=(),
+    metavar='PATTERN',
+    help='files and folders to pass over, by name (site-packages, *.min.js) or by the path below '
+    'the input (tests/data, vendor/*/old); default: what begins with a dot',
   )
 
 
@@ -37,30 +56,66 @@ def corpus_of(options):
     image_field=options.image_field,
     id_field=options.id_field,
     suffixes=tuple(options.suffix),
+    exclude=tuple(options.exclude),
   )
+
+
+def at_least(least: int):
+  """The type of a whole number that is not below another."""
+
+  def number(text: str) -> int:
+    value = int(text)
+    if value < least:
+      raise argparse.ArgumentTypeError(f'{value}, expected {least} or more')
+    return value
+
+  number.__name__ = 'whole number'  # as argparse calls it where it is none
+  return number
+
+
+def processes(p: argparse.ArgumentParser, what: str = '') -> None:
+  """How many processes read."""
+  p.add_argument(
+    '--processes',
+    type=at_least(1),
+    metavar='N',
+    help=f'{what}default: as many as cores',
+  )
+
+
+def output(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
+  """Where the result goes, and what stays beside it."""
+  p.add_argument('--output', required=True, metavar='FILE.parquet', help=what)
+  p.add_argument(
+    '--workdir',
+    metavar='DIR',
+    help='or URL: for what another run, with other settings or after a stop, need not do again; '
+    'can be deleted when there is none; default: FILE.parquet.work',
+  )
+
+
+def workdir_of(options) -> str:
+  """Where stages are kept."""
+  return options.workdir or f'{options.output}.work'
 
 
 def running(p: argparse.ArgumentParser) -> None:
   """Where the list goes, and who reads."""
-  p.add_argument('--output', required=True, metavar='FILE.parquet', help='the keep-list')
-  p.add_argument(
-    '--workdir',
-    metavar='DIR',
-    help='or URL: what is kept between stages; default: FILE.parquet.work',
-  )
+  output(p)
   workers(p)
 
 
 def workers(p: argparse.ArgumentParser) -> None:
   """Who reads the files."""
-  p.add_argument('--processes', type=int, help='default: as many as cores')
+  processes(p)
   p.add_argument(
     '--beam',
     nargs='?',
     const='',
     metavar='OPTIONS',
     help='read files in an Apache Beam pipeline with these pipeline options, in one word: '
-    "--beam='--runner=FlinkRunner --flink_master=host:8081'; alone, on Beam's local runner",
+    "--beam='--runner=FlinkRunner --flink_master=host:8081'; alone, on Beam's local runner; "
+    'default: in processes of this machine',
   )
 
 
@@ -76,24 +131,101 @@ _READ = ('keep', 'first', 'second', 'after', 'clusters', 'weights', 'vectors', '
 
 
 def check_output(options) -> None:
-  """Refuses to write over what is read.
+  """Refuses to write over what is read, or where nothing can be written; says what is replaced.
 
   Raises:
-    ConfigError: --output is an input, a keep-list or another file that the verb reads.
+    ConfigError: --output is an input, a keep-list or another file that the verb reads, or a folder
+      where a file is to be, or it lies in what is no folder.
   """
   from jaxmm.config import ConfigError
   from jaxmm.data import corpus as of_corpus
 
-  output = getattr(options, 'output', None)
-  if not output or not os.path.exists(output):
+  path = getattr(options, 'output', None)
+  if not path:
+    return
+  _check_place(path, options)
+  if not os.path.exists(path):
     return
   read = [getattr(options, name, None) for name in _READ]
   if getattr(options, 'input', None):
     read += [shard.path for shard in of_corpus.shards(corpus_of(options))]
-  same = os.path.realpath(output)
-  for path in read:
-    if isinstance(path, str) and os.path.realpath(path) == same:
-      raise ConfigError(f'--output {output!r} is read by this command; name another file')
+  same = os.path.realpath(path)
+  for other in read:
+    if isinstance(other, str) and os.path.realpath(other) == same:
+      raise ConfigError(f'--output {path!r} is read by this command; name another file')
+  if not _is_of_folders(options):
+    print(f'{path} is there already; it is replaced once this is done')
+
+
+def _is_of_folders(options) -> bool:
+  return options.method == 'embed'
+
+
+def _check_place(path: str, options) -> None:
+  from jaxmm.config import ConfigError
+
+  if _is_of_folders(options):
+    if os.path.isfile(path):
+      raise ConfigError(f'--output {path!r} is a file; name a folder')
+  elif os.path.isdir(path):
+    in_parts = os.path.exists(os.path.join(path, 'part-00000.parquet'))
+    if not in_parts or not path.endswith('.parquet'):
+      raise ConfigError(f'--output {path!r} is a folder; name a file')
+  above = os.path.abspath(path)
+  while not os.path.exists(above):
+    above = os.path.dirname(above)
+    if os.path.isfile(above):
+      raise ConfigError(f'--output {path!r} cannot be made: {above} is a file')
+  if above != os.path.abspath(path) and not os.access(above, os.W_OK):
+    raise ConfigError(f'--output {path!r} cannot be made: nothing may be written to {above}')
+
+
+@contextlib.contextmanager
+def tidied(options):
+  """Where a command is refused, an empty folder for its stages goes; what else is left is said."""
+  from jaxmm.config import ConfigError
+
+  workdir = None
+  if getattr(options, 'output', None) and hasattr(options, 'workdir'):
+    workdir = workdir_of(options)
+  elif _is_of_folders(options):
+    workdir = options.output
+  was_there = workdir is None or os.path.exists(workdir)
+  try:
+    yield
+  except ConfigError as error:
+    if not was_there and os.path.isdir(workdir):
+      if any(files for _, _, files in os.walk(workdir)):
+        error.add_note(f'what was done before that is in {workdir}; delete it if you do not go on')
+      else:
+        shutil.rmtree(workdir)
+    raise
+
+
+def written(keep, options) -> int:
+  """Writes a list and says what it holds; the status of the command.
+
+  Raises:
+    RunError: it keeps nothing.
+  """
+  from jaxmm.config import RunError
+  from jaxmm.curation import keep_list
+
+  keep_list.write(keep, options.output)
+  say(keep, options.output)
+  if not keep.num_kept:
+    raise RunError(
+      f'nothing is kept: of {len(keep):,} examples all are dropped, for the reasons above'
+      f'{_too_small(options, len(keep))}; {options.output} has each of them'
+    )
+  return 0
+
+
+def _too_small(options, number: int) -> str:
+  share = getattr(options, 'keep', None)
+  if isinstance(share, float) and share * number < 1:
+    return f' (--keep {share:g} of {number:,} is less than one)'
+  return ''
 
 
 def say(keep, path) -> None:

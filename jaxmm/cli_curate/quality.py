@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, say
+from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, workdir_of, written
 
 # Those of `curation.text_quality.CHOICES`, which is not imported before a verb runs.
 READINGS = {
@@ -12,6 +12,14 @@ READINGS = {
   'repetition_of': ('all_words', 'most_frequent'),
   'digit_punctuation_of': ('tokens', 'characters'),
   'stop_words_of': ('distinct', 'occurrences'),
+}
+READING_OF = {
+  'unit': 'what is judged',
+  'tokens': 'what a line weighs and is long by',
+  'capital': 'which has to be a capital: the first character, or the first letter',
+  'repetition_of': 'what is taken for repeated',
+  'digit_punctuation_of': 'what digits and punctuation are set in relation to',
+  'stop_words_of': 'which are counted',
 }
 
 
@@ -62,10 +70,16 @@ def _rules(p) -> None:
     '--rules', nargs='+', default=(), metavar='RULE',
     help='those to use; default: all of the weights, or all that need no parser',
   )  # fmt: skip
-  of.add_argument('--parser', default='', metavar='NAME', help='spacy:MODEL or MODULE:FUNCTION')
+  of.add_argument(
+    '--parser',
+    default='',
+    metavar='NAME',
+    help='spacy:MODEL or MODULE:FUNCTION, for the rules that need one; default: none',
+  )
   for name, choices in READINGS.items():
     flag = '--' + name.replace('_', '-')
-    of.add_argument(flag, choices=choices, default=choices[0], help='default: %(default)s')
+    what = f'{READING_OF[name]}; default: %(default)s'
+    of.add_argument(flag, choices=choices, default=choices[0], help=what)
 
 
 def _config_of(options, rules):
@@ -75,8 +89,9 @@ def _config_of(options, rules):
 
 
 def _quality(options) -> int:
-  from jaxmm.curation import keep_list, text_quality, text_quality_job
+  from jaxmm.curation import text_quality, text_quality_job
 
+  _config_of(options, options.rules)  # refuses what is no rule, before weights do
   if options.weights == 'uniform':
     weights = text_quality.Weights.uniform(options.rules)
   else:
@@ -86,14 +101,12 @@ def _quality(options) -> int:
     corpus_of(options),
     _config_of(options, weights.of),
     weights,
-    options.workdir or f'{options.output}.work',
+    workdir_of(options),
     keep=options.keep,
     parser=options.parser,
     runner=runner_of(options),
   )
-  keep_list.write(keep, options.output)
-  say(keep, options.output)
-  return 0
+  return written(keep, options)
 
 
 def _weights(options) -> int:

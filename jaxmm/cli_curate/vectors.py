@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from jaxmm.cli_curate import embed
-from jaxmm.cli_curate.options import corpus, say
+from jaxmm.cli_curate import options as common
+from jaxmm.cli_curate.options import corpus, workdir_of, written
 
 _ORDER = "which stay: 'hard', far from their centroid, or 'easy', near it"
 
@@ -20,13 +22,12 @@ def add(methods, verb) -> None:
 
 
 def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
-  p.add_argument('--output', required=True, metavar='FILE.parquet', help=what)
-  p.add_argument(
-    '--workdir', metavar='DIR', help='what is kept between stages; default: FILE.parquet.work'
-  )
+  common.output(p, what)
   of = p.add_argument_group('vectors', 'those of a directory, or of a corpus, embedded first')
-  of.add_argument('--vectors', metavar='DIR', help='what `jaxmm curate embed` wrote')
-  corpus(p, is_required=False)
+  of.add_argument(
+    '--vectors', metavar='DIR', help='what `jaxmm curate embed` wrote; default: those of --input'
+  )
+  corpus(p, without='none, --vectors is read')
   p.add_argument(
     '--encoder',
     default='minilm',
@@ -35,16 +36,36 @@ def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
   )
   embed.of_encoder(p)
   of.add_argument(
-    '--after', metavar='KEEP.parquet', help='only what this keep-list keeps; both are joined'
+    '--after',
+    metavar='KEEP.parquet',
+    help='look only at what this keep-list keeps; the result is of the whole corpus, as '
+    '`combine KEEP.parquet then ...` would join them; default: all',
   )
   km = p.add_argument_group('k-means')
-  km.add_argument('--clusters', type=int, default=0, help='default: the square root of the rows')
-  km.add_argument('--iterations', type=int, default=20, help='default: %(default)s')
   km.add_argument(
-    '--init', default='sampled', choices=['sampled', 'k-means++'], help='default: %(default)s'
+    '--clusters',
+    type=common.at_least(0),
+    default=0,
+    metavar='K',
+    help='default: the square root of the rows that are fitted',
   )
-  km.add_argument('--fit-rows', type=int, default=0, help='fit on a sample; default: on all')
-  km.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+  km.add_argument(
+    '--iterations', type=int, default=20, metavar='N', help='at most; default: %(default)s'
+  )
+  km.add_argument(
+    '--init',
+    default='sampled',
+    choices=['sampled', 'k-means++'],
+    help='where centroids begin; default: %(default)s',
+  )
+  km.add_argument(
+    '--fit-rows',
+    type=int,
+    default=0,
+    metavar='N',
+    help='fit on so many random rows, then assign all; default: on all',
+  )
+  km.add_argument('--seed', type=int, default=0, help='of the sample; default: %(default)s')
 
 
 def _share(
@@ -52,6 +73,16 @@ def _share(
   what: str = 'share of the examples with a vector that is kept; with --after: of those it keeps',
 ) -> None:
   p.add_argument('--keep', type=float, required=True, help=what)
+
+
+def _balance(p: argparse.ArgumentParser) -> None:
+  p.add_argument(
+    '--balance',
+    type=float,
+    default=0.0,
+    metavar='SHARE',
+    help='least share of an equal part that a cluster keeps; default: %(default)s',
+  )
 
 
 def _add_d4(methods, verb) -> None:
@@ -64,13 +95,16 @@ def _add_d4(methods, verb) -> None:
   )  # fmt: skip
   _share(p, 'R, share that is kept of the examples with a vector; at most --dedup-keep')
   p.add_argument(
-    '--dedup-keep', type=float, default=0.75, help='share that SemDeDup leaves; %(default)s'
+    '--dedup-keep',
+    type=float,
+    default=0.75,
+    help='share that SemDeDup leaves; default: %(default)s',
   )
   p.add_argument('--no-recluster', action='store_true', help='rank by the first clustering')
   p.add_argument(
-    '--prefer', default='hard', choices=['hard', 'easy'], help=_ORDER + '; %(default)s'
+    '--prefer', default='hard', choices=['hard', 'easy'], help=_ORDER + '; default: %(default)s'
   )
-  p.add_argument('--balance', type=float, default=0.0, help='as of prototypes')
+  _balance(p)
   _vectors(p)
 
 
@@ -95,9 +129,7 @@ def _add_prototypes(methods, verb) -> None:
   )  # fmt: skip
   _share(p)
   p.add_argument('--prefer', required=True, choices=['hard', 'easy'], help=_ORDER)
-  p.add_argument(
-    '--balance', type=float, default=0.0, help='least share of an equal part that a cluster keeps'
-  )
+  _balance(p)
   _vectors(p)
 
 
@@ -110,11 +142,20 @@ def _add_dbp(methods, verb) -> None:
   )  # fmt: skip
   _share(p)
   p.add_argument('--prefer', required=True, choices=['hard', 'easy'], help=_ORDER)
-  p.add_argument('--temperature', type=float, default=0.1, help='tau; default: %(default)s')
-  p.add_argument('--neighbours', type=int, default=20, help='of a centroid; default: %(default)s')
   p.add_argument(
-    '--balance', type=float, default=0.0, help='least share of an equal part that a cluster keeps'
+    '--temperature',
+    type=float,
+    default=0.1,
+    help='tau: the lower, the more complex clusters keep; default: %(default)s',
   )
+  p.add_argument(
+    '--neighbours',
+    type=int,
+    default=20,
+    metavar='N',
+    help='centroids whose distance makes a cluster complex; default: %(default)s',
+  )
+  _balance(p)
   _vectors(p)
 
 
@@ -206,7 +247,10 @@ def _cluster(options) -> int:
       'distance': found.distance_N,
     }
   )
-  pq.write_table(table, options.output)
+  partial = f'{options.output}.partial'
+  os.makedirs(os.path.dirname(os.path.abspath(partial)), exist_ok=True)
+  pq.write_table(table, partial, compression='zstd')
+  os.replace(partial, options.output)
   print(f'{options.output}: {len(table):,} examples in {len(found.centroid_KD):,} clusters')
   return 0
 
@@ -221,10 +265,7 @@ def _judge(options, run) -> int:
   keep = run(of, stages)
   if first is not None:
     keep = keep_list.then(first, keep)
-  if jax.process_index() == 0:
-    keep_list.write(keep, options.output)
-    say(keep, options.output)
-  return 0
+  return written(keep, options) if jax.process_index() == 0 else 0
 
 
 def _given(options):
@@ -236,7 +277,7 @@ def _given(options):
   if (options.vectors is None) == (options.input is None):
     raise ConfigError('give either --vectors DIR or --input FILE..., which is embedded first')
   first = keep_list.read(options.after) if options.after else None
-  workdir = options.workdir or f'{options.output}.work'
+  workdir = workdir_of(options)
   directory = options.vectors
   if directory is None:
     directory = f'{workdir}/vectors'

@@ -6,6 +6,18 @@ from collections.abc import Callable
 
 from jaxmm.cli_curate import apply, code, embed, lists, minhash, options, quality, vectors
 
+# Flags of settings that a program calls otherwise.
+_FLAGS = {
+  'batch_size': '--batch',
+  'counter': '--tokens',
+  'inputs': '--input',
+  'keep_fraction': '--keep',
+  'prune_fraction': '--prune',
+  'shingles.kind': '--shingle',
+  'shingles.size': '--shingle-size',
+  'suffixes': '--suffix',
+}
+
 
 def add(verbs, verb) -> None:
   """Adds `curate` and its verbs to the command's parser; `verb` is the command's own helper."""
@@ -18,12 +30,13 @@ def add(verbs, verb) -> None:
   for of in (minhash, quality, embed, vectors, code, lists, apply):
     of.add(methods, verb)
   for of_method in methods.choices.values():
-    of_method.set_defaults(run=_careful(of_method.get_default('run')))
+    of_method.set_defaults(run=_careful(of_method.get_default('run')), flags=_FLAGS)
 
 
 def _careful(run: Callable) -> Callable:
   def checked(given) -> int:
     options.check_output(given)
-    return run(given)
+    with options.tidied(given):
+      return run(given)
 
   return checked

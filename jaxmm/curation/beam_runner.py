@@ -98,6 +98,8 @@ class Beam:
         f'{directory}, the first that of {missing[0].shard.path}; run it again'
       )
     progress.add(sum(len(work_tables.read(task.path)) for task in tasks), len(tasks))
+    for task in tasks:
+      progress.check(task)
 
   def _run_pipeline(self, places: Sequence[tuple[int, int]], plan: str, name: str) -> None:
     try:

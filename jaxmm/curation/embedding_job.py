@@ -105,6 +105,7 @@ def run(
   )  # fmt: skip
   meta = {'identity': dict(embedder.identity), 'fingerprint': keep_list.fingerprint(digest_N)}
   meta['order'] = _order_digest(digest_N)
+  embeddings.check_same(directory, meta)
   batch_job.run(
     sorted_pass,
     lambda variables, batch: {'x': embedder.encode(variables, batch).astype(np.float32)},

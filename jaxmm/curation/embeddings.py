@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxmm.config import ConfigError
+from jaxmm.config import ConfigError, differences
 from jaxmm.curation import keep_list
 from jaxmm.data import kept
 from jaxmm.data.array_store import ArrayStore, ArrayStoreWriter
@@ -260,6 +260,47 @@ def finish(
   return read(directory)
 
 
+def check_same(directory: str | os.PathLike, meta: Mapping[str, Any]) -> None:
+  """Refuses a directory that holds other vectors than those that are to be written.
+
+  Args:
+    directory: need not be there.
+    meta: of the vectors: identity, fingerprint and, where it matters, order.
+
+  Raises:
+    ConfigError: names what differs: the encoder, its weights, its settings, or the corpus.
+  """
+  manifest = pathlib.Path(directory) / VECTORS / 'manifest.json'
+  if not manifest.is_file():
+    return
+  was, now = json.loads(manifest.read_text()).get('meta', {}), json.loads(json.dumps(dict(meta)))
+  other = [what for what in (_other_encoder(was, now), _other_corpus(was, now)) if what]
+  if other:
+    raise ConfigError(
+      f'{directory} holds vectors {", and ".join(other)}; name another folder or delete this one'
+    )
+
+
+def _other_encoder(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  old, new = was.get('identity', {}), now['identity']
+  if old.get('encoder') != new.get('encoder'):
+    return f'of the encoder {old.get("encoder")!r}, not {new.get("encoder")!r}'
+  if old.get('weights') != new.get('weights'):
+    return f'of other weights of {new.get("encoder")!r}'
+  found = '; '.join(differences(old, new))
+  return f'made with other settings ({found})' if found else ''
+
+
+def _other_corpus(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+  old, new = was.get('fingerprint', ''), now['fingerprint']
+  if old == new:
+    is_other = was.get('order') != now.get('order')
+    return 'of the same examples in another order' if is_other else ''
+  number, then = (int(f.partition('-')[0] or 0) for f in (old, new))
+  how = f'{number:,} examples, not {then:,}' if number != then else 'other ids or contents'
+  return f'of another corpus ({how})'
+
+
 def read(directory: str | os.PathLike) -> Embeddings:
   """The embeddings of a directory; vectors stay on disk until they are asked for.
 
@@ -295,6 +336,7 @@ def write(
   directory = pathlib.Path(directory)
   shape, identity = embeddings.x_ND.shape, dict(embeddings.identity)
   meta = {'identity': identity, 'fingerprint': embeddings.fingerprint}
+  check_same(directory, meta)
   fields = {'x': ((shape[1],), np.float32), 'valid': ((), np.bool_)}
   writer = ArrayStoreWriter(directory / VECTORS, fields, shape[0], rows_per_shard, meta)
   rows, usable_N = embeddings.x_ND, embeddings.usable_N

@@ -5,13 +5,15 @@ Records go as they stand in the corpus, every field of them, in the order of the
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmm.config import ConfigError
@@ -30,7 +32,11 @@ def export(
   dropped: bool = False,
   echo: Callable[[str], None] | None = print,
 ) -> int:
-  """Writes the kept examples, or the dropped ones with a field `reason`; returns how many.
+  """Writes the kept examples, or the dropped ones and why; returns how many.
+
+  Dropped ones have two more fields, `reason` and `error` ('' for what could be read); a field of
+  theirs that is called so moves to `record.reason` or `record.error`. An example that cannot be
+  read has its id and these two, and what of its record there is.
 
   Args:
     inputs: the corpus that the list was made of.
@@ -42,13 +48,20 @@ def export(
 
   Raises:
     ConfigError: the corpus is not that of the list (named by the first example that differs), or
-      the format is none of these.
+      the format is none of these or cannot hold the records.
   """
   path = pathlib.Path(output)
+  write = _writer(path)
+  if path.is_dir():
+    raise ConfigError(f'--output is {str(path)!r}, which is a folder; name a file in it')
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f'{path.name}.partial')
-  number = _writer(path)(partial, _chosen(inputs, keep, dropped))
-  os.replace(partial, path)
+  try:
+    number = write(partial, _chosen(inputs, keep, dropped))
+    os.replace(partial, path)
+  except BaseException:
+    partial.unlink(missing_ok=True)
+    raise
   if echo:
     echo(f'{number} {"dropped" if dropped else "kept"} examples: {path}')
   return number
@@ -57,7 +70,7 @@ def export(
 def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dict[str, Any]]:
   columns = (keep.table[name].to_pylist() for name in ('id', 'digest', 'keep', 'reason'))
   of = {i: (digest, is_kept, reason) for i, digest, is_kept, reason in zip(*columns)}
-  seen = 0
+  errors, seen = _errors(keep) if dropped else {}, 0
   for shard in corpus.shards(inputs):
     for example in corpus.examples(shard, inputs):
       if example.id not in of or of[example.id][0] != kept.digest(example.id, example.content):
@@ -69,11 +82,29 @@ def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dic
       seen += 1
       _, is_kept, reason = of[example.id]
       if is_kept != dropped:
-        yield _record(example) | ({'reason': reason} if dropped else {})
+        record = _record(example)
+        yield (
+          _explained(record, reason, errors.get(example.id, example.error)) if dropped else record
+        )
   if seen != len(of):
     raise ConfigError(
       f'the keep-list belongs to another corpus: it has {len(of)} examples, the inputs {seen}'
     )
+
+
+def _errors(keep: KeepList) -> dict[str, str]:
+  """By id, as the methods found them."""
+  out: dict[str, str] = {}
+  for name in keep.table.column_names:
+    if name.split('.')[-1] == 'error':
+      rows = keep.table.filter(pc.is_valid(keep.table[name]))
+      out |= dict(zip(rows['id'].to_pylist(), rows[name].to_pylist()))
+  return out
+
+
+def _explained(record: Mapping[str, Any], reason: str, error: str) -> dict[str, Any]:
+  own = {f'record.{name}' if name in ('reason', 'error') else name: v for name, v in record.items()}
+  return own | {'reason': reason, 'error': error}
 
 
 def _record(example: Example) -> dict[str, Any]:
@@ -122,29 +153,40 @@ def _json(record: Mapping[str, Any]) -> bytes:
 
 
 def _write_parquet(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> int:
-  writer, batch, number = None, [], 0
-
-  def flush():
-    nonlocal writer
-    try:
-      table = pa.Table.from_pylist(batch, schema=writer.schema if writer else None)
-    except UnicodeEncodeError as error:
-      raise ConfigError(
-        f'a text has half a surrogate pair ({error}), which Parquet cannot hold; export to .jsonl'
-      ) from error
-    writer = writer or pq.ParquetWriter(path, table.schema, compression='zstd')
-    writer.write_table(table)
-    batch.clear()
-
-  for record in records:
-    batch.append(record)
-    number += 1
-    if len(batch) == _ROWS:
-      flush()
-  if batch or writer is None:
-    flush()
-  writer.close()
+  """The columns are the fields of the first few thousand records; other ones are refused."""
+  records, number = iter(records), 0
+  batch = list(itertools.islice(records, _ROWS))
+  schema = _table(batch, None).schema
+  with pq.ParquetWriter(path, schema, compression='zstd') as writer:
+    while batch:
+      writer.write_table(_table(batch, schema))
+      number += len(batch)
+      batch = list(itertools.islice(records, _ROWS))
   return number
+
+
+def _table(batch: Sequence[Mapping[str, Any]], schema: pa.Schema | None) -> pa.Table:
+  names = dict.fromkeys(name for record in batch for name in record)
+  if schema is not None and not set(names) <= set(schema.names):
+    new = next(name for name in names if name not in schema.names)
+    at = next(record['id'] for record in batch if new in record)
+    raise ConfigError(
+      f'example {at!r} has a field {new!r} that none of the first {_ROWS:,} has, which Parquet '
+      'cannot hold; export to .jsonl'
+    )
+  try:
+    if schema is not None:
+      return pa.Table.from_pylist(batch, schema=schema)
+    # Arrow takes the names from the first record alone.
+    return pa.table({name: pa.array([r.get(name) for r in batch]) for name in names})
+  except UnicodeEncodeError as error:
+    raise ConfigError(
+      f'a text has half a surrogate pair ({error}), which Parquet cannot hold; export to .jsonl'
+    ) from error
+  except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+    raise ConfigError(
+      f'a field has values of several types ({error}), which Parquet cannot hold; export to .jsonl'
+    ) from error
 
 
 def _write_array_record(path: pathlib.Path, records: Iterable[dict[str, Any]]) -> int:
@@ -153,11 +195,13 @@ def _write_array_record(path: pathlib.Path, records: Iterable[dict[str, Any]]) -
   # group_size:1 keeps every record readable on its own, which random access wants.
   writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
   number = 0
-  for record in records:
-    number += 1
-    images = [name for name, value in record.items() if isinstance(value, bytes)]
-    header = {name: value for name, value in record.items() if name not in images}
-    data = _json(header)
-    writer.write(data + b'\n' + record[images[0]] if images else data)
-  writer.close()
+  try:
+    for record in records:
+      number += 1
+      images = [name for name, value in record.items() if isinstance(value, bytes)]
+      header = {name: value for name, value in record.items() if name not in images}
+      data = _json(header)
+      writer.write(data + b'\n' + record[images[0]] if images else data)
+  finally:
+    writer.close()
   return number

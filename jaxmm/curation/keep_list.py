@@ -9,6 +9,10 @@ A Parquet file, or a directory of them where it is large, sorted by id:
     reason  string   empty where the example is kept
     ...              columns of the method (cluster, distance, nearest, similarity, ...)
 
+A list that joins others has no score of its own. Every method that had a part in it has a name
+there (`minhash`, a second one `minhash_2`), and its columns, score and reason are called
+`NAME.column`; they are null for the examples that it was not asked about.
+
 Its header (the key `jaxmm` of the Parquet schema) names method, parameters, versions and the
 fingerprint of the corpus. The fingerprint is a sum over the examples, so neither order nor sharding
 shows in it, and that of any part of a corpus follows from the list itself.
@@ -21,6 +25,7 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +48,8 @@ _COLUMNS = {
 # Reasons that every method may give.
 UNREADABLE, EMPTY = 'unreadable', 'empty'
 _ROW_GROUP = 1 << 18
+# Above so many rows a list is a directory of files.
+ROWS_PER_FILE = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +105,7 @@ class KeepList:
       'format': FORMAT,
       'method': self.method,
       'parameters': dict(self.parameters),
+      'parts': part_names(self.method, self.parameters),
       'versions': dict(self.versions),
       'examples': len(self),
       'kept': self.num_kept,
@@ -201,31 +209,44 @@ def then(first: KeepList, second: KeepList) -> KeepList:
     ConfigError: the second list is of other examples than those.
   """
   if second.fingerprint != first.kept_fingerprint:
+    if second.fingerprint == first.fingerprint:
+      mend = (
+        "it is of all that the first was made of: join them with 'and', or make it anew from the "
+        'kept ones: of vectors with --after FIRST, which joins both at once, else from what '
+        '`jaxmm curate export FIRST` writes'
+      )
+    else:
+      mend = (
+        'make it from those: of vectors with --after FIRST, which joins both at once, else from '
+        'what `jaxmm curate export FIRST` writes'
+      )
     raise ConfigError(
-      f'the list of {second.method} is of {len(second)} examples (fingerprint '
-      f'{second.fingerprint}), not of the {first.num_kept} that {first.method} keeps '
-      f'({first.kept_fingerprint}); make it from the kept ones'
+      f'the list of {second.method} is of {len(second):,} examples, not of the '
+      f'{first.num_kept:,} that {first.method} keeps; {mend}'
     )
-  table = first.table
-  place = pc.index_in(table['id'], second.table['id'])  # null where the first drops
-  inner = {name: second.table[name].take(place) for name in ('keep', 'score', 'reason')}
+  place = pc.index_in(first.table['id'], second.table['id'])  # null where the first drops
   return _list_of(
     'then',
     first,
     second,
-    keep=pc.fill_null(inner['keep'], False),
-    score=pc.coalesce(inner['score'], table['score']),
-    reason=pc.coalesce(inner['reason'], table['reason']),
+    keep=pc.fill_null(second.table['keep'].take(place), False),
+    reason=pc.coalesce(second.table['reason'].take(place), first.table['reason']),
     place=place,
   )
 
 
 def _combined(word: str, first: KeepList, second: KeepList, of_both) -> KeepList:
   if first.fingerprint != second.fingerprint:
+    is_after = second.fingerprint == first.kept_fingerprint
+    mend = (
+      f"the second is of what the first keeps, so join them with 'then', not '{word}'"
+      if is_after
+      else 'make both from the same inputs and fields; a list of what another keeps is joined to '
+      "it with 'then'"
+    )
     raise ConfigError(
-      f'the lists of {first.method} and {second.method} are of different corpora (fingerprints '
-      f'{first.fingerprint} and {second.fingerprint}); to apply one to what the other keeps, '
-      "combine them with 'then'"
+      f'the lists of {first.method} ({len(first):,} examples) and {second.method} '
+      f'({len(second):,}) are of different corpora; {mend}'
     )
   a, b = first.table, second.table
   keep = of_both(a['keep'], b['keep'])
@@ -235,54 +256,146 @@ def _combined(word: str, first: KeepList, second: KeepList, of_both) -> KeepList
     first,
     second,
     keep=keep,
-    score=pc.if_else(a['keep'], b['score'], a['score']),
     reason=pc.if_else(keep, '', reason),
     place=pa.array(np.arange(len(b))),
   )
 
 
-def _list_of(word, first: KeepList, second: KeepList, *, keep, score, reason, place) -> KeepList:
-  """With the columns of both methods, each named `method.column`."""
-  columns = {'id': first.table['id'], 'digest': first.table['digest']}
-  columns |= {'keep': keep, 'score': score, 'reason': reason}
+# Under which of them the parameters of a list that joins others have its parts.
+_WORDS = ('and', 'or', 'then')
+
+
+def part_names(method: str, parameters: Mapping[str, Any]) -> list[str]:
+  """Names of the methods that had a part in a list, in order; one where nothing was joined."""
+  word = _word_of(parameters)
+  if word is None:
+    return [_own_name(method)]
+  names = []
+  for part in parameters[word]:
+    if _word_of(part['parameters']) is None:
+      names.append(part['name'])
+    else:
+      names += part_names('', part['parameters'])
+  return names
+
+
+def _own_name(method: str) -> str:
+  return method.replace('.', '_')  # what stands before the first dot of a column is the part
+
+
+def _word_of(parameters: Mapping[str, Any]) -> str | None:
+  return next((w for w in _WORDS if list(parameters) == [w]), None)
+
+
+def _list_of(word, first: KeepList, second: KeepList, *, keep, reason, place) -> KeepList:
+  """With the columns of all methods, each named `name.column`."""
+  columns = {'id': first.table['id'], 'digest': first.table['digest'], 'keep': keep}
+  columns |= {'score': pa.nulls(len(keep), pa.float64()), 'reason': reason}
+  taken: list[str] = []
+  entries = []
   for part, rows in ((first, None), (second, place)):
-    for name in part.table.column_names:
-      if name not in _COLUMNS:
-        values = part.table[name] if rows is None else part.table[name].take(rows)
-        columns[_free(f'{part.method}.{name}' if '.' not in name else name, columns)] = values
-  parts = [{'method': part.method, 'parameters': dict(part.parameters)} for part in (first, second)]
+    new_of = {}
+    for name in part_names(part.method, part.parameters):
+      new_of[name] = _free(name, taken)
+      taken.append(new_of[name])
+    for name, column in _columns_of_parts(part).items():
+      old, _, rest = name.partition('.')
+      columns[f'{new_of[old]}.{rest}'] = column if rows is None else column.take(rows)
+    entries.append(_renamed(part.method, part.parameters, new_of))
   table = pa.table(columns)
   _check(table)
-  return KeepList(table, f'{first.method} {word} {second.method}', {word: parts}, versions())
+  method = f' {word} '.join(_in_brackets(part, word) for part in entries)
+  return KeepList(table, method, {word: entries}, versions())
+
+
+def _columns_of_parts(of: KeepList) -> dict[str, pa.ChunkedArray]:
+  """Columns by `name.column`, also where nothing was joined yet."""
+  if _word_of(of.parameters) is not None:
+    return {name: of.table[name] for name in of.table.column_names if name not in _COLUMNS}
+  own = [n for n in of.table.column_names if n not in ('id', 'digest', 'keep')]
+  return {f'{_own_name(of.method)}.{name}': of.table[name] for name in own}
+
+
+def _renamed(method: str, parameters: Mapping[str, Any], new_of: Mapping[str, str]) -> dict:
+  """A part as the header of the whole has it."""
+  word = _word_of(parameters)
+  if word is None:
+    return {'name': new_of[_own_name(method)], 'method': method, 'parameters': dict(parameters)}
+  parts = []
+  for part in parameters[word]:
+    if _word_of(part['parameters']) is None:
+      parts.append(dict(part, name=new_of[part['name']]))
+    else:
+      parts.append(_renamed(part['method'], part['parameters'], new_of))
+  name = f' {word} '.join(_in_brackets(part, word) for part in parts)
+  return {'name': name, 'method': name, 'parameters': {word: parts}}
+
+
+def _in_brackets(part: Mapping[str, Any], word: str) -> str:
+  """The name of a part within one joined by `word`; a chain of one word needs no brackets."""
+  inner = _word_of(part['parameters'])
+  return part['name'] if inner in (None, word) else f'({part["name"]})'
 
 
 def _free(name: str, taken) -> str:
   number = 2
   free = name
   while free in taken:
-    free, number = f'{name}.{number}', number + 1
+    free, number = f'{name}_{number}', number + 1
   return free
 
 
-def write(keep: KeepList, path: str | os.PathLike, rows_per_file: int = 10_000_000) -> None:
-  """Writes one file, or a directory of parts where there are more rows than `rows_per_file`.
+def write(
+  keep: KeepList, path: str | os.PathLike, rows_per_file: int | None = None
+) -> pathlib.Path:
+  """Writes one file, or a directory of parts where there are more rows than `rows_per_file`
+  (ROWS_PER_FILE).
 
-  The file appears whole or not at all.
+  It appears whole or not at all, and replaces a list that is there.
+
+  Raises:
+    ConfigError: at the path is a directory that is no keep-list.
   """
   path = pathlib.Path(path)
+  check_replaceable(path)
+  rows_per_file = rows_per_file or ROWS_PER_FILE
   path.parent.mkdir(parents=True, exist_ok=True)
   header = json.dumps(keep.header(), sort_keys=True).encode()
   table = keep.table.replace_schema_metadata({_HEADER: header})
   partial = path.with_name(path.name + '.partial')
-  if len(table) <= rows_per_file:
-    pq.write_table(table, partial, row_group_size=_ROW_GROUP, compression='zstd')
+  _remove(partial)  # of a process that was killed
+  try:
+    if len(table) <= rows_per_file:
+      pq.write_table(table, partial, row_group_size=_ROW_GROUP, compression='zstd')
+    else:
+      partial.mkdir()
+      for part, low in enumerate(range(0, len(table), rows_per_file)):
+        rows = table.slice(low, rows_per_file)
+        pq.write_table(rows, partial / f'part-{part:05}.parquet', row_group_size=_ROW_GROUP,
+                       compression='zstd')  # fmt: skip
+    if path.is_dir() or partial.is_dir():
+      _remove(path)
+    os.replace(partial, path)
+  except BaseException:
+    _remove(partial)
+    raise
+  return path
+
+
+def check_replaceable(path: str | os.PathLike) -> None:
+  """ConfigError if a directory is there that is not a list in parts."""
+  path = pathlib.Path(path)
+  if path.is_dir():
+    others = [p for p in path.iterdir() if not p.match('part-*.parquet')]
+    if others or not any(path.iterdir()):
+      raise ConfigError(f'{str(path)!r} is a folder; name a file, such as keep.parquet')
+
+
+def _remove(path: pathlib.Path) -> None:
+  if path.is_dir():
+    shutil.rmtree(path)
   else:
-    partial.mkdir(exist_ok=True)
-    for part, low in enumerate(range(0, len(table), rows_per_file)):
-      rows = table.slice(low, rows_per_file)
-      pq.write_table(rows, partial / f'part-{part:05}.parquet', row_group_size=_ROW_GROUP,
-                     compression='zstd')  # fmt: skip
-  os.replace(partial, path)
+    path.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike) -> KeepList:

@@ -67,9 +67,8 @@ class KMeansConfig:
     fitted = min(self.fit_rows or num_rows, num_rows)
     K = self.clusters or max(1, round(fitted**0.5))
     if K > fitted:
-      raise ConfigError(
-        f'clusters is {K}, more than the {fitted} rows that are fitted; lower it or raise fit_rows'
-      )
+      of = f'of fit_rows {self.fit_rows}' if fitted < num_rows else 'with a vector that there are'
+      raise ConfigError(f'clusters is {K}, expected at most the {fitted} rows {of}')
     return K
 
 

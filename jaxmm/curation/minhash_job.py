@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, minhash, runners, shingles
+from jaxmm.curation import keep_list, minhash, runners, shingles, unique_ids
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.minhash import MinHashConfig
 from jaxmm.curation.shingles import ShingleConfig
@@ -63,7 +63,9 @@ def run(
   files = corpus.shards(inputs)
   settings = {'corpus': dataclasses.asdict(inputs), 'minhash': dataclasses.asdict(config)}
   common = dict(settings=settings, runner=runner, echo=echo)
-  tables = runners.map_shards(keyed, files, workdir, name='keys', **common)
+  tables = runners.map_shards(
+    keyed, files, workdir, name='keys', each=unique_ids.AcrossFiles(), **common
+  )
   runners.check_some(tables, files)
   documents = _Documents(tables)
   pair_E2 = _candidates(documents, config)
@@ -96,7 +98,7 @@ def keyed(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   inputs, config = _configs(settings)
   bands, rows = config.layout
   parts = []
-  for examples in _batches(corpus.examples(shard, inputs)):
+  for examples in _batches(unique_ids.checked(corpus.examples(shard, inputs))):
     texts = ['' if e.error else e.text or '' for e in examples]
     signature_NP, has_N = minhash.signatures(texts, config)
     columns = {

@@ -86,14 +86,16 @@ class Local:
     if workers <= 1:
       for task in tasks:
         progress.add(_rows(task))
+        progress.check(task)
       return
     # Forked processes would inherit locks of threads that are not there.
     context = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-      waiting = [pool.submit(_rows, task) for task in tasks]
+      waiting = {pool.submit(_rows, task): task for task in tasks}
       try:
         for done in concurrent.futures.as_completed(waiting):
           progress.add(done.result())
+          progress.check(waiting[done])
       except BaseException:
         # Files that are begun are finished and kept; nothing is left half written.
         pool.shutdown(wait=True, cancel_futures=True)
@@ -145,6 +147,7 @@ def map_shards(
   name: str,
   settings: Mapping[str, Any],
   particulars: Sequence[Any] | None = None,
+  each: Callable[[pa.Table], None] | None = None,
   runner: Runner = LOCAL,
   echo: Echo | None = print,
 ) -> list[pa.Table]:
@@ -157,8 +160,11 @@ def map_shards(
     name: of the work, for the files and the progress line.
     settings: JSON values, handed to `work`.
     particulars: JSON values, one a shard.
+    each: is called with the table of every file as it is done, in any order; what it raises ends
+      the work.
     runner: who does the work.
     echo: takes progress lines.
+
   """
   directory = work_tables.root(directory)
   particulars = [None] * len(shards) if particulars is None else particulars
@@ -168,7 +174,10 @@ def map_shards(
     tasks.append(Task(work, shard, dict(settings), particular, f'{directory}/{file}'))
   there = work_tables.names(directory)
   missing = [task for task in tasks if task.path.rsplit('/', 1)[-1] not in there]
-  progress = Progress(name, len(tasks), len(tasks) - len(missing), echo)
+  progress = Progress(name, len(tasks), len(tasks) - len(missing), echo, each)
+  for task in tasks:
+    if task.path.rsplit('/', 1)[-1] in there:
+      progress.check(task)
   if missing:
     runner.run(missing, progress)
   return [work_tables.read(task.path) for task in tasks]
@@ -192,8 +201,15 @@ def _file_name(name, index: int, shard: Shard, settings, particular) -> str:
 class Progress:
   """A line every few seconds, with the time that is left; `say` takes other lines."""
 
-  def __init__(self, name: str, total: int, done: int, echo: Echo | None):
-    self.name = name
+  def __init__(
+    self,
+    name: str,
+    total: int,
+    done: int,
+    echo: Echo | None,
+    each: Callable[[pa.Table], None] | None = None,
+  ):
+    self.name, self._each = name, each
     self._total, self._done, self._echo = total, done, echo
     self._before, self._rows = done, 0
     self._began = self._said = time.monotonic()
@@ -203,6 +219,11 @@ class Progress:
   def say(self, line: str) -> None:
     if self._echo:
       self._echo(f'{self.name}: {line}')
+
+  def check(self, task: Task) -> None:
+    """Shows the table of a finished task to who asked for every one."""
+    if self._each is not None:
+      self._each(work_tables.read(task.path))
 
   def add(self, rows: int, files: int = 1) -> None:
     self._done, self._rows = self._done + files, self._rows + rows

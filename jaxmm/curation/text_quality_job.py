@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import keep_list, runners, text_parser, text_quality
+from jaxmm.curation import keep_list, runners, text_parser, text_quality, unique_ids
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.text_quality import QualityConfig, Weights
 from jaxmm.data import corpus, kept
@@ -73,7 +73,7 @@ def run(
   }
   tables = runners.map_shards(
     counted, corpus.shards(inputs), workdir, name='quality', settings=settings,
-    runner=runner, echo=echo,
+    each=unique_ids.AcrossFiles(), runner=runner, echo=echo,
   )  # fmt: skip
   runners.check_some(tables, corpus.shards(inputs))
   parameters = {
@@ -86,7 +86,7 @@ def counted(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """Of every example: id, digest, error, lines, tokens, tokens that pass each rule."""
   inputs, config = _configs(settings)
   parser = text_parser.named(settings['parser'])
-  examples = corpus.examples(shard, inputs)
+  examples = unique_ids.checked(corpus.examples(shard, inputs))
   parts = [_counted([], config, parser)]
   while batch := list(itertools.islice(examples, _TEXTS)):
     parts.append(_counted(batch, config, parser))

@@ -62,11 +62,17 @@ class Vectors:
     Raises:
       ConfigError: the list is of other examples.
     """
-    if keep.fingerprint != keep_list.fingerprint(self.digest_N):
+    own = keep_list.fingerprint(self.digest_N)
+    if keep.fingerprint != own:
+      mend = (
+        'they are of what it keeps: make the list of them alone (without --after), then '
+        '`jaxmm curate combine FIRST then SECOND`'
+        if keep.kept_fingerprint == own
+        else 'embed the corpus that it was made of'
+      )
       raise ConfigError(
-        f'the keep-list of {keep.method} is of {len(keep)} other examples (fingerprint '
-        f'{keep.fingerprint}) than the {len(self)} vectors '
-        f'({keep_list.fingerprint(self.digest_N)}); embed the corpus that it was made of'
+        f'the keep-list of {keep.method} is of {len(keep):,} other examples than the '
+        f'{len(self):,} vectors; {mend}'
       )
     return self.at(np.flatnonzero(keep.table['keep'].to_numpy()))
 

@@ -20,6 +20,7 @@ out, and nothing is numbered anew.
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import glob
 import gzip
 import io
@@ -52,6 +53,9 @@ class CorpusConfig:
     image_field: of a record that holds an encoded picture; '' where there is none.
     id_field: of a record that holds its id; '' numbers the records of a file.
     suffixes: of the files taken from a folder, such as ('.py',); () takes all.
+    exclude: patterns (`*`, `?`, `[...]`) of files and folders that are passed over. One without a
+      slash is compared with the name of each file and folder (site-packages, *.min.js), one with a
+      slash with the path below the input (tests/data); what begins with a dot always is.
   """
 
   inputs: tuple[str, ...]
@@ -60,6 +64,7 @@ class CorpusConfig:
   image_field: str = ''
   id_field: str = ''
   suffixes: tuple[str, ...] = ()
+  exclude: tuple[str, ...] = ()
 
   def __post_init__(self):
     if not self.inputs:
@@ -141,9 +146,14 @@ def shards(config: CorpusConfig) -> list[Shard]:
   """
   found = []
   for given in config.inputs:
-    files = list(_files(given, config.suffixes))
+    files = [
+      (path, name)
+      for path, name, below in _files(given, config.suffixes)
+      if not is_excluded(below, config.exclude)
+    ]
     if not files:
-      raise ConfigError(f'input {given!r}: no such file, or nothing there to read')
+      but = f' but what exclude {config.exclude} passes over' if config.exclude else ''
+      raise ConfigError(f'input {given!r}: no such file, or nothing there to read{but}')
     found += [Shard(path, name, config.format or format_of(name)) for path, name in files]
   found.sort(key=lambda shard: (shard.name, shard.path))
   for one, other in itertools.pairwise(found):
@@ -155,28 +165,53 @@ def shards(config: CorpusConfig) -> list[Shard]:
   return found
 
 
-def _files(given: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str]]:
-  """(path, name) of the files that an input stands for."""
+def _files(given: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+  """(path, name, path below the input) of the files that an input stands for."""
   given = given.removeprefix('file://')
   if '://' in given:
     fs, path = _file_system(given)
     root = path.rstrip('/')
-    paths = sorted(fs.find(root)) if fs.isdir(root) else sorted(fs.glob(root))
-    above = len(root) + 1 if fs.isdir(root) else None
-    for p in paths:
-      if p.endswith(tuple(suffixes)) or not suffixes:
-        yield fs.unstrip_protocol(p), p[above:] if above else p.rsplit('/', 1)[-1]
+    is_folder = fs.isdir(root)
+    above = root if is_folder else _fixed_part(root)
+    for p in sorted(fs.find(root)) if is_folder else sorted(fs.glob(root)):
+      below = p[len(above) :].lstrip('/')
+      is_wanted = p.endswith(tuple(suffixes)) or not suffixes
+      if is_wanted and not (is_folder and is_hidden(below)):
+        yield fs.unstrip_protocol(p), below if is_folder else p.rsplit('/', 1)[-1], below
     return
   if os.path.isdir(given):
     root = pathlib.Path(given)
     for path in sorted(p for p in root.rglob('*') if p.is_file()):
       name = path.relative_to(root).as_posix()
       if not is_hidden(name) and (not suffixes or name.endswith(tuple(suffixes))):
-        yield str(path), name
+        yield str(path), name, name
     return
-  for path in [given] if os.path.isfile(given) else sorted(glob.glob(given, recursive=True)):
+  if os.path.isfile(given):
+    yield given, os.path.basename(given), os.path.basename(given)
+    return
+  above = _fixed_part(given)
+  for path in sorted(glob.glob(given, recursive=True)):
     if os.path.isfile(path):
-      yield path, os.path.basename(path)
+      yield path, os.path.basename(path), path[len(above) :].lstrip('/')
+
+
+def _fixed_part(pattern: str) -> str:
+  """The folders in front of the first wildcard."""
+  parts = pattern.split('/')
+  fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1])
+  return '/'.join(fixed)
+
+
+def is_excluded(name: str, patterns: Sequence[str]) -> bool:
+  """Whether a path below an input, or a folder of it, is one that `exclude` passes over."""
+  parts = name.split('/')
+  folders = list(itertools.accumulate(parts, '{}/{}'.format))
+  for pattern in patterns:
+    wanted = pattern.strip('/')
+    of = folders if '/' in wanted else parts
+    if any(fnmatch.fnmatchcase(one, wanted) for one in of):
+      return True
+  return False
 
 
 def is_hidden(name: str) -> bool:
@@ -393,7 +428,8 @@ def _zip(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
   suffixes = tuple(config.suffixes) or IMAGES
   with opened(shard) as f, zipfile.ZipFile(f) as archive:
     for name in sorted(archive.namelist()):
-      if name.lower().endswith(suffixes) and not is_hidden(name):
+      is_passed_over = is_hidden(name) or is_excluded(name, config.exclude)
+      if name.lower().endswith(suffixes) and not is_passed_over:
         try:
           yield Example(name, image=archive.read(name))
         except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:

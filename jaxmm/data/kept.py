@@ -27,7 +27,8 @@ from jaxmm.data.sources import Source, Subset, innermost
 _WHERE_LISTS_COME_FROM = (
   'Make the list from what data.path names (`jaxmm curate METHOD --input PATH`). Ids are the file '
   'below PATH and the row, or those of --id-field, which data.id_field has to name, too; files '
-  'that are no examples are left out with --suffix'
+  'that are no examples are left out with --suffix and --exclude (in training with '
+  'data.text.suffixes and data.text.exclude)'
 )
 
 

@@ -126,6 +126,7 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
       config.text.field,
       config.id_field if config.keep_list else '',
       config.text.suffixes,
+      config.text.exclude,
     )
     # Documents are chosen before they are packed.
     verdicts = kept.Verdicts(config.keep_list) if config.keep_list else None

@@ -40,6 +40,7 @@ class TextConfig:
     packing: 'concat' or 'first_fit' (see `packing.packing_plan`).
     field: of a record that holds the text.
     suffixes: of the files taken from a folder, such as ('.py',); () takes those named above.
+    exclude: patterns of files and folders of it that are passed over (see `data.corpus`).
     tokenizer: 'bytes' (ids 0-255 are the UTF-8 bytes), or the file of a trained tokenizer, which
       the caller loads and hands in as `encode`.
     bos_id: put before every document, or None.
@@ -51,6 +52,7 @@ class TextConfig:
   packing: str = 'concat'
   field: str = 'text'
   suffixes: tuple[str, ...] = ()
+  exclude: tuple[str, ...] = ()
   tokenizer: str = 'bytes'
   bos_id: int | None = None
   eos_id: int | None = None
@@ -101,6 +103,7 @@ class TextFiles:
     field: of a record that holds the text.
     id_field: of a record that holds its id; '' for file and row.
     suffixes: of the files; () for those that are text by their names.
+    exclude: patterns of files and folders that are passed over.
 
   Raises:
     ConfigError: nothing there, or no text.
@@ -114,6 +117,7 @@ class TextFiles:
     field: str = 'text',
     id_field: str = '',
     suffixes: Sequence[str] = (),
+    exclude: Sequence[str] = (),
   ):
     check_split(split)
     self.described = f'data.path {path!r}, split {split!r}'
@@ -131,6 +135,7 @@ class TextFiles:
     elif root.is_dir():
       files = sorted(p.relative_to(root).as_posix() for p in root.rglob('*') if p.is_file())
       files = [f for f in files if _is_text(f, suffixes) and not corpus.is_hidden(f)]
+      files = [f for f in files if not corpus.is_excluded(f, exclude)]
       if not files:
         raise ConfigError(f'data.path {path!r} holds no text ({kinds})')
       of_split = split_files(files, split, path)

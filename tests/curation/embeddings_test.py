@@ -86,7 +86,7 @@ def test_written_and_read_it_is_the_same(tmp_path, shards):
   assert found.fingerprint == given_.fingerprint and found.identity == {'encoder': 'x'}
   for key in (3, slice(1, 9, 2), np.array([5, 5, 0]), np.arange(N) > 6):
     np.testing.assert_array_equal(found.x_ND[key], given_.x_ND[key])
-  with pytest.raises(ConfigError, match='holds another store'):
+  with pytest.raises(ConfigError, match='holds vectors of another corpus'):
     other = embeddings.of_arrays(IDS, vectors() + 1, identity={'encoder': 'x'})
     embeddings.write(other, tmp_path / 'v', rows_per_shard=shards)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -90,9 +91,40 @@ def test_columns_of_both_methods_are_kept_apart():
   with pytest.raises(ConfigError, match='not of the 3 that rule keeps'):
     keep_list.then(first, second)
   second = of([0, 1, 1], ['a', 'b', 'c'], method='rule', columns={'cluster': [7, 8, 9]})
-  result = keep_list.then(first, second).table
+  joined = keep_list.then(first, second)
+  assert joined.method == 'rule then rule_2' and joined.header()['parts'] == ['rule', 'rule_2']
+  result = joined.table
   assert result['rule.cluster'].to_pylist() == [2, 1, 4, 3]
-  assert result['rule.cluster.2'].to_pylist() == [7, 8, 9, None]
+  assert result['rule_2.cluster'].to_pylist() == [7, 8, 9, None]
+  assert result['rule_2.reason'].to_pylist() == ['rule_says_no', '', '', None]
+
+
+def test_scores_of_different_methods_stay_apart():
+  first = of([1, 1, 0, 1], score_N=np.array([1.0, 2, 3, 4]))
+  joined = keep_list.both(first, of([1, 0, 1, 1], method='other', score_N=np.full(4, 900.0)))
+  assert joined.table['score'].null_count == 4
+  assert joined.table['rule.score'].to_pylist() == [2, 1, 4, 3]
+  assert joined.table['other.score'].to_pylist() == [900.0] * 4
+
+
+def test_lists_joined_again_say_in_which_order():
+  a, b = of([1, 1, 0, 0], method='a'), of([1, 0, 1, 0], method='b')
+  either = keep_list.either(keep_list.both(a, b), keep_list.both(a, b))
+  assert either.method == '(a and b) or (a_2 and b_2)'
+  assert either.header()['parts'] == ['a', 'b', 'a_2', 'b_2']
+  assert keep_list.both(keep_list.both(a, b), a).method == 'a and b and a_2'
+  again = keep_list.both(either, b)
+  assert again.method == '((a and b) or (a_2 and b_2)) and b_3'
+  assert {f'{n}.reason' for n in ('a', 'b', 'a_2', 'b_2', 'b_3')} < set(again.table.column_names)
+
+
+def test_what_does_not_join_names_the_word_that_would():
+  first, all_of_it = of([1, 1, 0, 1]), of([1, 0, 1, 0], method='other')
+  later = of([0, 1, 1], ['a', 'b', 'c'], method='later')
+  with pytest.raises(ConfigError, match="join them with 'and'.*--after FIRST.*export FIRST"):
+    keep_list.then(first, all_of_it)
+  with pytest.raises(ConfigError, match="join them with 'then', not 'and'"):
+    keep_list.both(first, later)
 
 
 def test_lists_of_different_corpora_do_not_combine():
@@ -109,6 +141,21 @@ def test_what_is_written_is_read(tmp_path, rows_per_file):
   assert again.table.equals(keep.table) and again.header() == keep.header()
   assert path.is_dir() == (rows_per_file == 3)
   assert not list(path.parent.glob('*.partial'))
+
+
+def test_a_list_in_parts_replaces_and_is_replaced(tmp_path):
+  path = tmp_path / 'keep.parquet'
+  first, second = of([1, 0, 0, 1]), of([0, 1, 1, 0])
+  (tmp_path / 'keep.parquet.partial').mkdir()
+  (tmp_path / 'keep.parquet.partial' / 'part-00009.parquet').write_bytes(b'of a killed process')
+  for keep, rows in ((first, 1), (second, 3), (first, 9), (second, 2)):
+    keep_list.write(keep, path, rows)
+    assert keep_list.read(path).table.equals(keep.table)
+  assert os.listdir(tmp_path) == ['keep.parquet']
+  (path / 'notes.txt').write_text('mine')
+  with pytest.raises(ConfigError, match='is a folder; name a file'):
+    keep_list.write(first, path)
+  assert (path / 'notes.txt').exists()
 
 
 def test_what_is_no_keep_list_is_refused(tmp_path):

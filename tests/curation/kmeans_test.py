@@ -128,8 +128,8 @@ def test_a_fit_that_was_stopped_goes_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
   ('x', 'config', 'message'),
   [
-    (rows(5), KMeansConfig(6), 'clusters is 6, more than the 5 rows'),
-    (rows(50), KMeansConfig(6, fit_rows=4), 'more than the 4 rows'),
+    (rows(5), KMeansConfig(6), 'clusters is 6, expected at most the 5 rows with a vector'),
+    (rows(50), KMeansConfig(6, fit_rows=4), 'expected at most the 4 rows of fit_rows 4'),
     (2 * rows(5), KMeansConfig(2), r'row 0 has length 2, expected 1'),
     (spoiled(np.nan), KMeansConfig(2), 'row 3 has length nan'),
     (spoiled(0), KMeansConfig(2), 'row 3 has length 0'),

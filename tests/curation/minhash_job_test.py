@@ -160,13 +160,21 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(tmp_path):
   assert rows['b']['error'].startswith("no text in field 'text'") and rows['a']['error'] is None
 
 
-def test_an_id_that_comes_twice_is_named(tmp_path):
-  path = tmp_path / 'in.jsonl'
-  path.write_text('{"id": "a", "text": "x"}\n' * 2)
-  with pytest.raises(ConfigError, match="the first 'a'; a keep-list needs different ones"):
-    minhash_job.run(
-      CorpusConfig((str(path),), id_field='id'), MinHashConfig(), tmp_path / 'w', echo=None
-    )
+@pytest.mark.parametrize('files', [1, 3])
+@pytest.mark.parametrize('processes', [1, 2])
+def test_an_id_that_comes_twice_is_named(tmp_path, files, processes):
+  (tmp_path / 'in').mkdir()
+  for n in range(files):
+    text = '{"id": "a", "text": "x"}\n' * (2 if files == 1 else 1)
+    (tmp_path / 'in' / f'{n}.jsonl').write_text(text)
+  inputs, said = CorpusConfig((str(tmp_path / 'in'),), id_field='id'), []
+  for _ in range(2):  # also where some files are done
+    with pytest.raises(ConfigError, match="id 'a' comes more than once; expected different ones"):
+      runner = runners.Local(processes)
+      minhash_job.run(inputs, MinHashConfig(), tmp_path / 'w', runner=runner, echo=said.append)
+  assert not any('documents' in line for line in said)
+  if processes == 1:
+    assert len(list((tmp_path / 'w').glob('keys-*'))) == (0 if files == 1 else 2)
 
 
 def test_from_the_command_line_to_the_kept_and_the_dropped(texts, tmp_path, capsys):

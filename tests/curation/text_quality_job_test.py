@@ -96,7 +96,7 @@ def test_other_weights_and_shares_read_no_file_again(texts, tmp_path):
   text_quality_job.run(
     inputs, QualityConfig(unit='sentences'), WEIGHTS, tmp_path / 'w', keep=0.2, echo=None
   )
-  assert len(list((tmp_path / 'w').iterdir())) == 6
+  assert len(list((tmp_path / 'w').glob('quality-*'))) == 6
 
 
 def test_stopped_on_the_way_it_goes_on(texts, tmp_path, monkeypatch):
@@ -145,7 +145,7 @@ def test_a_corpus_of_nothing_that_can_be_scored(tmp_path):
 def test_an_id_that_comes_twice_is_named(tmp_path):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"id": "a", "text": "x"}\n' * 2)
-  with pytest.raises(ConfigError, match="the first 'a'; a keep-list needs different ones"):
+  with pytest.raises(ConfigError, match="id 'a' comes more than once; expected different ones"):
     run(CorpusConfig((str(path),), id_field='id'), tmp_path / 'w')
 
 

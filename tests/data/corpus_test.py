@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import tarfile
 import zipfile
 
@@ -120,6 +121,42 @@ def test_a_tree_of_sources_is_a_file_each(tmp_path):
   found = read(tmp_path, suffixes=('.py',))
   assert [(e.id, e.text) for e in found] == [('a/x.py', 'x = 1\n'), ('b.py', None)]
   assert 'not UTF-8' in found[1].error
+
+
+@pytest.mark.parametrize(
+  ('patterns', 'left'),
+  [
+    ((), ['a/b/x.py', 'a/x.py', 'b/y.min.js', 'x.py']),
+    (('b',), ['a/x.py', 'x.py']),
+    (('a/b',), ['a/x.py', 'b/y.min.js', 'x.py']),
+    (('a/b/',), ['a/x.py', 'b/y.min.js', 'x.py']),
+    (('*.js', 'a/*'), ['x.py']),
+    (('x.py',), ['b/y.min.js']),
+    (('/b/',), ['a/x.py', 'x.py']),
+  ],
+)
+def test_what_is_excluded(tmp_path, patterns, left):
+  fs = fsspec.filesystem('memory')
+  for name in ('x.py', 'a/x.py', 'a/b/x.py', 'b/y.min.js', '.git/x.py'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(name)
+    fs.pipe(f'/tree/{name}', name.encode())
+  of = lambda *inputs: [
+    s.name for s in corpus.shards(CorpusConfig(inputs, exclude=patterns, id_field='id'))
+  ]
+  assert of(str(tmp_path)) == left
+  assert of('memory://tree') == left
+  names = sorted(os.path.basename(name) for name in left)
+  assert sorted(of(f'{tmp_path}/**/*')) == names
+  if 'x.py' in left:
+    assert of('memory://tree/*.py') == ['x.py']
+
+
+def test_all_that_is_excluded_is_an_error(tmp_path):
+  (tmp_path / 'x.jsonl').write_text('{}')
+  for given in (tmp_path, tmp_path / 'x.jsonl', tmp_path / '*.jsonl'):
+    with pytest.raises(ConfigError, match=r"nothing there to read but what exclude \('x.\*',\)"):
+      corpus.shards(CorpusConfig((str(given),), exclude=('x.*',)))
 
 
 def test_pictures_with_and_without_text(tmp_path):

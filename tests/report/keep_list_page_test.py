@@ -51,13 +51,14 @@ def test_reasons_pairs_clusters_and_examples_are_shown(path):
   assert 'broken &lt;line&gt;' in html
   assert '<mark>doc-01</mark>' in html and '<mark>doc-00</mark>' in html
   assert 'most prototypical' in html and '(not shown)' not in html
-  assert len(of.pairs()) == 8 and of.pairs()[0][2] >= of.pairs()[-1][2]
+  pairs = of.whole.pairs
+  assert len(pairs) == 8 and pairs[0][2] >= pairs[-1][2]
 
 
 def test_clusters_go_from_the_middle_outwards(path):
   of = keep_list_page.KeepListFile(path)
-  distance = of.column('distance')
-  clusters = of.clusters()
+  distance = of.whole.numbers('distance')
+  clusters = of.whole.clusters
   assert sum(len(rows) for _, rows in clusters) == 32 and len(clusters) == 3
   for _, rows in clusters:
     assert np.all(np.diff(distance[rows]) >= 0)
@@ -69,6 +70,49 @@ def test_pictures_become_thumbnails(path):
   Image.new('RGB', (400, 300), 'red').save(data, 'JPEG')
   html = keep_list_page.keep_list_page(of, {'doc-01': data.getvalue(), 'doc-00': b'no'}).html()
   assert html.count('data:image/png') >= 1 and 'not a picture' in html
+
+
+def test_methods_that_were_joined_have_a_section_each(path, tmp_path):
+  d4 = keep_list.read(path)
+  ids, N = d4.table['id'].to_pylist(), len(d4)
+  is_long = np.arange(N) % 10 == 0
+  long = keep_list.make(
+    ids, d4.table['digest'].to_numpy(), ~is_long, score_N=np.arange(N) * 1000.0,
+    reason_N=np.where(is_long, 'long', '').astype(object), method='long_files', parameters={},
+  )  # fmt: skip
+  keep_list.write(keep_list.both(long, d4), tmp_path / 'both.parquet')
+  of = keep_list_page.KeepListFile(tmp_path / 'both.parquet')
+  assert [part.name for part in of.parts] == ['long_files', 'd4']
+  assert of.parts[0].numbers('score').max() == 39000 and of.parts[1].numbers('score').max() < 1
+  assert int(of.parts[0].kept_N.sum()) == 36 and of.parts[0].clusters == []
+  html = keep_list_page.keep_list_page(of, {}).html()
+  for heading in (
+    'long_files: Scores',
+    'd4: Scores',
+    'd4: Clusters',
+    'd4: Duplicates side by side',
+  ):
+    assert heading in html
+  assert 'long_files: Clusters' not in html and '>Scores<' not in html
+
+
+def test_a_method_that_follows_is_counted_by_what_it_was_asked_about(path, tmp_path):
+  d4 = keep_list.read(path)
+  kept = d4.table.filter(d4.table['keep'])
+  later = keep_list.make(
+    kept['id'], kept['digest'].to_numpy(), np.ones(len(kept), bool),
+    reason_N=[''] * len(kept), method='later', parameters={},
+  )  # fmt: skip
+  keep_list.write(keep_list.then(d4, later), tmp_path / 'then.parquet')
+  of = keep_list_page.KeepListFile(tmp_path / 'then.parquet')
+  assert [int(part.asked_N.sum()) for part in of.parts] == [40, 16]
+  assert of.parts[1].counts() == {'': 16}
+
+
+def test_the_page_is_bounded(path):
+  of = keep_list_page.KeepListFile(path)
+  page = keep_list_page.keep_list_page(of, dict.fromkeys(of.shown(), 'x' * 1_000_000)).html()
+  assert len(page) < 500_000
 
 
 def test_another_parquet_file_is_refused(tmp_path):

@@ -1,0 +1,87 @@
+"""Nothing is lost on the way out, nothing is left behind by what was refused."""
+
+import gzip
+import json
+import os
+
+import pyarrow.parquet as pq
+import pytest
+
+from jaxmm.config import ConfigError
+from jaxmm.curation import export, long_files
+from jaxmm.data.corpus import CorpusConfig
+
+
+def corpus_of(path, lines):
+  path.write_text(''.join(line + '\n' for line in lines))
+  return CorpusConfig((str(path),), id_field='id')
+
+
+@pytest.fixture
+def given(tmp_path):
+  lines = [json.dumps({'id': f'd{n}', 'text': 'x' * (n + 1), 'n': n}) for n in range(6)]
+  lines += ['{broken', '{"id": "no text", "error": "mine"}', '{"id": "none", "text": ""}']
+  inputs = corpus_of(tmp_path / 'in.jsonl', lines)
+  config = long_files.LongFilesConfig(max_tokens=4)
+  return inputs, long_files.run(inputs, config, tmp_path / 'work', echo=None)
+
+
+def read(path):
+  if path.suffix == '.parquet':
+    return pq.read_table(path).to_pylist()
+  opened = gzip.open if path.suffix == '.gz' else open
+  with opened(path, 'rt') as f:
+    return [json.loads(line) for line in f]
+
+
+@pytest.mark.parametrize('name', ['out.jsonl', 'out.jsonl.gz', 'out.parquet'])
+def test_what_is_kept_goes_out_as_it_stands(given, tmp_path, name):
+  assert export.export(*given, tmp_path / name, echo=None) == 4
+  assert read(tmp_path / name)[3] == {'id': 'd3', 'text': 'xxxx', 'n': 3}
+
+
+@pytest.mark.parametrize('name', ['out.jsonl', 'out.parquet'])
+def test_what_is_dropped_says_why(given, tmp_path, name):
+  assert export.export(*given, tmp_path / name, dropped=True, echo=None) == 5
+  rows = {row['id']: row for row in read(tmp_path / name)}
+  assert rows['d5']['reason'] == 'long' and rows['d5']['error'] == '' and rows['d5']['n'] == 5
+  assert rows['none']['reason'] == 'empty' and rows['none']['error'] == ''
+  broken, no_text = rows['in.jsonl:7'], rows['no text']
+  assert broken['reason'] == no_text['reason'] == 'unreadable'
+  assert 'JSONDecodeError' in broken['error']
+  assert "no text in field 'text'" in no_text['error'] and no_text['record.error'] == 'mine'
+
+
+@pytest.mark.parametrize('name', ['out.jsonl', 'out.parquet', 'out.array_record'])
+def test_a_refused_export_leaves_nothing(given, tmp_path, name):
+  inputs, keep = given
+  lines = [json.dumps({'id': f'd{n}', 'text': 'x' * (n + 1), 'n': n}) for n in range(2)]
+  other = corpus_of(tmp_path / 'in.jsonl', [*lines, '{"id": "d2", "text": "changed"}'])
+  before = sorted(os.listdir(tmp_path))
+  with pytest.raises(ConfigError, match="'d2' is another now"):
+    export.export(other, keep, tmp_path / name, echo=None)
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+  ('last', 'message'),
+  [
+    ({'text': 'a', 'late': 1}, "'z' has a field 'late' that none of the first"),
+    ({'text': 'a', 'n': 'three'}, 'values of several types'),
+  ],
+)
+def test_a_field_that_does_not_fit_parquet_is_not_lost(tmp_path, monkeypatch, last, message):
+  monkeypatch.setattr(export, '_ROWS', 2)
+  rows = [{'id': 'a', 'text': 'x'}, {'id': 'b', 'text': 'x', 'n': 1}, {'id': 'z', **last}]
+  inputs = corpus_of(tmp_path / 'in.jsonl', map(json.dumps, rows))
+  config = long_files.LongFilesConfig(max_tokens=4)
+  keep = long_files.run(inputs, config, tmp_path / 'work', echo=None)
+  with pytest.raises(ConfigError, match=message):
+    export.export(inputs, keep, tmp_path / 'out.parquet', echo=None)
+  assert export.export(inputs, keep, tmp_path / 'out.jsonl', echo=None) == 3
+
+
+def test_a_folder_is_no_file(given, tmp_path):
+  (tmp_path / 'out.jsonl').mkdir()
+  with pytest.raises(ConfigError, match='which is a folder'):
+    export.export(*given, tmp_path / 'out.jsonl', echo=None)
