@@ -51,11 +51,15 @@ def easy(pool, seed, directory, echo):
   )  # fmt: skip
 
 
-def not_planted(pool, seed, directory, echo):
-  """The answer of the planted pool: junk is what stands last."""
-  del seed, directory, echo
-  number = len(pool.examples)
-  return pool.only(np.arange(number) < number - round(JUNK * number), 'planted')
+def not_planted(share):
+  """The answer of a planted pool: the junk is what stands last."""
+
+  def select(pool, seed, directory, echo):
+    del seed, directory, echo
+    number = len(pool.examples)
+    return pool.only(np.arange(number) < number - round(share * number), 'planted')
+
+  return select
 
 
 CLAIM = Claim(
@@ -102,7 +106,7 @@ STUDY = PruningClaim(
       'natural', easy, {'method': 'scip', 'prune': PRUNE, 'alpha': 0.8}, needs_vectors=True
     ),
     'planted_random': semdedup.at_random('planted', 1 - JUNK),
-    'planted_clean': Arm('planted', not_planted, {'method': 'planted', 'junk': JUNK}),
+    'planted_clean': Arm('planted', not_planted(JUNK), {'method': 'planted', 'junk': JUNK}),
   },
   settings=semdedup.SETTINGS,
   vocab_size=semdedup.VOCAB_SIZE,

@@ -26,8 +26,8 @@ KEEP, PLANTED_KEEP = 0.5, 0.4
 COPIES, SOURCES = 0.6, 40
 SETTINGS = (
   'steps=1000', 'batch=8', 'model.width=64', 'model.depth=2', 'model.num_heads=2',
-  'data.text.length=128', 'optimizer.model.learning_rate=8e-3', 'checkpoint.every=1000',
-  'log.every=50',
+  'model.tied_head=True', 'data.text.length=128', 'optimizer.model.learning_rate=8e-3',
+  'checkpoint.every=1000', 'log.every=50',
 )  # fmt: skip
 VOCAB_SIZE = 1024
 ENCODER = {'encoder': 'minilm', 'max_tokens': 128}

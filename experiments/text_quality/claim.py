@@ -6,14 +6,16 @@ steps. The weights come from a language model's perplexity of the lines that pas
 judge is a byte model that is trained on the pool itself.
 
 Held out are texts of other kinds (books, encyclopedia, news), which the paper's downstream tasks
-are nearer to than to raw web pages. `planted` is the harness's own control: two fifths of that pool
-are menus, prices and scripts.
+are nearer to than to raw web pages. `planted` is the harness's own control, with the answer
+known: two fifths of that pool are random letters. (The rules are not asked about it: a judge that
+was trained on a pool finds what repeats itself there easy, as a pilot with menus showed.)
 """
 
 from __future__ import annotations
 
 import functools
 
+from jaxmm.experiments.scip import claim as scip
 from jaxmm.experiments.semdedup import claim as semdedup
 
 from jaxmm import config as configs
@@ -34,8 +36,8 @@ def corpora(data_path, scale):
   return pruning_texts.of_folder(
     data_path,
     scale,
-    plant=lambda texts: pruning_corpora.with_junk(texts, JUNK, pruning_corpora.boilerplate),
-    planting={'junk': JUNK, 'kind': 'boilerplate'},
+    plant=lambda texts: pruning_corpora.with_junk(texts, JUNK, pruning_corpora.noise),
+    planting={'junk': JUNK, 'kind': 'noise'},
     what='for example C4 and DCLM pages as pool, and books, Wikipedia and news held out',
   )
 
@@ -85,7 +87,7 @@ CLAIM = Claim(
     ),
     Criterion(
       'condition: planted junk is seen at this size',
-      metric='bits_elsewhere', arm='planted_quality', against='planted_random', claimed='below',
+      metric='bits_elsewhere', arm='planted_clean', against='planted_random', claimed='below',
       unit='bits a byte', is_condition=True,
     ),
     Criterion(
@@ -112,7 +114,7 @@ STUDY = PruningClaim(
     'random': semdedup.at_random('natural', KEEP),
     'text_quality': of_best('natural'),
     'planted_random': semdedup.at_random('planted', KEEP),
-    'planted_quality': of_best('planted'),
+    'planted_clean': Arm('planted', scip.not_planted(JUNK), {'method': 'planted', 'junk': JUNK}),
   },
   settings=semdedup.SETTINGS,
   vocab_size=semdedup.VOCAB_SIZE,

@@ -115,26 +115,12 @@ def with_junk(
   return [*texts[:stay], *(junk(rng, size) for size in sizes)]
 
 
-_MENU = (
-  'home', 'about us', 'contact', 'login', 'sign up', 'cart (0)', 'privacy policy', 'share',
-  'terms of use', 'next >>', '<< prev', 'read more', 'subscribe', 'javascript', 'menu', 'faq',
-)  # fmt: skip
-
-
-def boilerplate(rng: np.random.Generator, size: int) -> str:
-  """What is left of a page without its text: menus, prices, scripts; lines without sentences."""
-  lines, total = [], 0
-  while total < size:
-    kind = rng.integers(3)
-    if kind == 0:
-      line = ' | '.join(rng.choice(_MENU, rng.integers(2, 7)))
-    elif kind == 1:
-      line = ' '.join(f'#{n} ${n % 97}.99' for n in rng.integers(1000, 99999, rng.integers(2, 6)))
-    else:
-      line = f'function f{rng.integers(99)}(){{ var x_{rng.integers(99)} = {{}}; }}'
-    lines.append(line)
-    total += len(line) + 1
-  return '\n'.join(lines)
+def noise(rng: np.random.Generator, size: int) -> str:
+  """Words of random letters: nothing to learn from but the letters themselves."""
+  lengths = rng.integers(2, 10, size // 3)
+  letters = ''.join(chr(c) for c in rng.integers(97, 123, int(lengths.sum())))
+  ends = np.cumsum(lengths)
+  return ' '.join(letters[end - n : end] for n, end in zip(lengths, ends))[:size]
 
 
 def literal_data(rng: np.random.Generator, size: int) -> str:

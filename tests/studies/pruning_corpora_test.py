@@ -41,7 +41,7 @@ def test_copies_are_near_and_of_the_sources():
   assert planted == pruning_corpora.with_near_copies(TEXTS, 0.6, 5)
 
 
-@pytest.mark.parametrize('kind', [pruning_corpora.boilerplate, pruning_corpora.literal_data])
+@pytest.mark.parametrize('kind', [pruning_corpora.noise, pruning_corpora.literal_data])
 def test_junk_takes_the_place_of_as_many_bytes(kind):
   planted = pruning_corpora.with_junk([t * 20 for t in TEXTS], 0.4, kind)
   assert planted[:30] == [t * 20 for t in TEXTS[:30]]
