@@ -8,7 +8,13 @@ import pytest
 
 from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list
-from jaxmm.studies import pruning, pruning_claim, pruning_texts
+from jaxmm.studies import (
+  pruning,
+  pruning_claim,
+  pruning_markdown,
+  pruning_texts,
+  two_stage_markdown,
+)
 from jaxmm.studies.pruning import Arm
 from jaxmm.studies.pruning_claim import PruningClaim
 from jaxmm.studies.verdict import Claim, Criterion
@@ -105,6 +111,11 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
     assert abs(measured[arm]['1']['kept_texts'] - half) <= 1
   verdict = json.loads((work / 'verdict.json').read_text())
   assert verdict['outcome'] in ('reproduced', 'not reproduced', 'inconclusive')
+  page_of_paper = tmp_path / 'README.md'
+  page_of_paper.write_text(f'a\n{two_stage_markdown.BEGIN}\n{two_stage_markdown.END}\nb\n')
+  pruning_markdown.main([str(work), '--into', str(page_of_paper)])
+  shown = page_of_paper.read_text()
+  assert verdict['sentence'] in shown and '| bits_elsewhere |' in shown and shown.endswith('b\n')
   text = page.read_text()
   assert 'not_first' in text and 'Where this departs' in text and 'bits_elsewhere' in text
   lists = [keep_list.read(work / f'seed-{s}/random/list/keep.parquet') for s in (1, 2)]
@@ -119,6 +130,8 @@ def test_a_run_to_try_it_out_decides_nothing(tmp_path):
   )
   assert any('no verdict: 1 seeds at scale 0.5' in line for line in said)
   assert not (tmp_path / 'w/verdict.json').exists()
+  with pytest.raises(ConfigError, match='has no verdict.json; run the whole claim first'):
+    pruning_markdown.markdown(tmp_path / 'w')
 
 
 @pytest.mark.parametrize(
