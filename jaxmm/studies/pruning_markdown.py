@@ -1,4 +1,4 @@
-"""The numbers of a claim about pruned text as Markdown, so that a paper's page is made and not typed.
+"""The numbers of a claim about pruned text as Markdown: a paper's page is made, not typed.
 
     python -m jaxmm.studies.pruning_markdown runs/reproduce-d4
     python -m jaxmm.studies.pruning_markdown runs/reproduce-d4 --into experiments/d4/README.md
