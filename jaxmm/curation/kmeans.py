@@ -24,6 +24,8 @@ from jaxmm.config import ConfigError
 from jaxmm.curation.lloyd import Dealt
 
 INITS = ('sampled', 'k-means++')
+# Rows of what is larger that are in memory while they are assigned.
+ROWS_AT_ONCE = 1 << 17
 Echo = Callable[[str], None]
 
 
@@ -147,7 +149,7 @@ def assign(
   config: KMeansConfig,
   mesh: jax.sharding.Mesh | None = None,
   *,
-  rows_at_once: int = 1 << 20,
+  rows_at_once: int = ROWS_AT_ONCE,
 ) -> tuple[np.ndarray, np.ndarray]:
   """(cluster_N, distance_N) of rows that need not fit in memory, `rows_at_once` at a time."""
   mesh = sharding.make_mesh() if mesh is None else mesh

@@ -30,6 +30,8 @@ _BLOCK = 2048
 # Rows that are compared with all centroids at once; of the last so many some are none.
 _AGAIN = 512
 _GROUPS = 8
+# Rows that are read at once when they are dealt.
+_AT_ONCE = 1 << 16
 
 
 class Dealt:
@@ -65,10 +67,12 @@ class Dealt:
     """The rows of a few stripes, zeros behind the last one."""
     S, M, B, D = self._shape
     first, end = index.start or 0, S if index.stop is None else index.stop
-    rows = x_ND[first * M * B : end * M * B]
     part = aligned(((end - first) * M * B, D))
-    part[: len(rows)] = rows
-    part[len(rows) :] = 0
+    begin = first * M * B
+    for low in range(0, len(part), _AT_ONCE):
+      rows = x_ND[begin + low : begin + min(low + _AT_ONCE, len(part))]
+      part[low : low + len(rows)] = rows
+    part[max(self._N - begin, 0) :] = 0
     return part.reshape(-1, M, B, D)
 
   def step(self, centroid_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -201,23 +201,40 @@ def _compared_batches(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
   devices = mesh.shape['data'] * mesh.shape['fsdp']
   batches = list(_batches(start_K.tolist(), end_K.tolist()))
   F = -(-max((_rows(parts) for parts, _ in batches), default=0) // _TILE) * _TILE
-  put = lambda a: jax.make_array_from_callback(
-    a.shape, NamedSharding(mesh, P(_ROWS)), lambda index: a[index]
-  )
-  # Two in turn: to be given new memory takes longer than to fill it.
-  buffers = [aligned((devices, F, x_ND.shape[1])) for _ in range(2)]
+  split = NamedSharding(mesh, P(_ROWS))
+  # Two in turn for every device here: to be given new memory takes longer than to fill it.
+  buffers: dict[tuple[int, int], np.ndarray] = {}
   for number, first in enumerate(range(0, len(batches), devices)):
-    x_CFD = buffers[number % 2]
     place_CF = np.full((devices, F), -1, np.int64)
     items = np.zeros((devices, F // 2, 4), np.int32)
     count_C = np.zeros(devices, np.int32)
     for c, (parts, is_between) in enumerate(batches[first : first + devices]):
       places = np.concatenate([np.arange(*part) for part in parts])
       place_CF[c, : len(places)] = places
-      np.take(x_ND, order_N[places], 0, out=x_CFD[c, : len(places)], mode='clip')
       found = _items(parts, is_between, F)
       items[c, : len(found)], count_C[c] = found, len(found)
-    yield place_CF, *_compared(*map(put, (x_CFD, items, count_C)), mesh)
+
+    def gathered(index, turn=number % 2, place_CF=place_CF):
+      c = index[0].start or 0
+      if (turn, c) not in buffers:
+        buffers[turn, c] = aligned((1, F, x_ND.shape[1]))
+      row_F = order_N[place_CF[c][place_CF[c] >= 0]]
+      _gather(x_ND, row_F, buffers[turn, c][0, : len(row_F)])
+      return buffers[turn, c]
+
+    x_CFD = jax.make_array_from_callback((devices, F, x_ND.shape[1]), split, gathered)
+    given = [
+      jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index])
+      for a in (items, count_C)
+    ]
+    yield place_CF, *_compared(x_CFD, *given, mesh)
+
+
+def _gather(x_ND, row_F: np.ndarray, out: np.ndarray) -> None:
+  if isinstance(x_ND, np.ndarray):
+    np.take(x_ND, row_F, 0, out=out, mode='clip')  # without a copy between
+  else:
+    out[:] = x_ND[row_F]
 
 
 def _batches(start_K, end_K) -> Iterator[tuple[list[tuple[int, int]], bool]]:
