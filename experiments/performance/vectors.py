@@ -5,12 +5,13 @@
 
 kmeans: spherical, k 500, 20 iterations, random start; peers faiss-cpu and scikit-learn (which has
 no spherical mode: plain k-means of unit vectors). One JSON line a side: seconds, mean cosine to the
-nearest centroid; all sides fit on all rows (faiss would take 256 a centroid). Of ours also the first
-run, which compiles, and when the mean cosine was that at which faiss ends. semdedup: the largest similarity to an earlier row in the cluster, from vectors
-and a clustering; peers are loops over clusters in torch and NumPy (the full matrix, its strict
-upper triangle, the column maxima). One JSON line a side: seconds, rows more similar than 0.99 and
-0.9. Every side runs in a process of its own, repetition by repetition, with the same threads. The
-peers are not dependencies of jaxmm: `pip install faiss-cpu scikit-learn torch`.
+nearest centroid; all sides fit on all rows (faiss would take 256 a centroid). Of ours also the
+first run, which compiles, and when the mean cosine was that at which faiss ends. semdedup: the
+largest similarity to an earlier row in the cluster, from vectors and a clustering; peers are loops
+over clusters in torch and NumPy (the full matrix, its strict upper triangle, the column maxima).
+One JSON line a side: seconds, rows more similar than 0.99 and 0.9. Every side runs in a process of
+its own, repetition by repetition, with the same threads. The peers are not dependencies of jaxmm:
+`pip install faiss-cpu scikit-learn torch`.
 """
 
 from __future__ import annotations

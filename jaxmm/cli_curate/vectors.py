@@ -261,7 +261,9 @@ def _given(options):
     directory = f'{workdir}/vectors'
     embed.embed(options, directory)
   embedded = embeddings.read(directory)
-  _plan(options, embedded.x_ND.shape)
+  usable = int(embedded.usable_N.sum())
+  if usable:  # otherwise there is more to say
+    _plan(options, embedded.x_ND.shape, usable)
   file = f'{workdir}/rows-{jax.process_index()}.npy' if options.on_disk else None
   of = vectors.of_embeddings(embedded, file)
   print(f'{len(of):,} examples, {len(of.usable_U):,} with vectors')
@@ -271,7 +273,7 @@ def _given(options):
   return of, Stages(workdir, echo=print), first
 
 
-def _plan(options, shape) -> None:
+def _plan(options, shape, usable: int) -> None:
   """Says what memory will be taken, and refuses what is too much, before vectors are loaded."""
   import jax
 
@@ -283,6 +285,7 @@ def _plan(options, shape) -> None:
     _kmeans_of(options),
     on_disk=options.on_disk,
     compared=options.method in ('d4', 'semdedup'),
+    usable=usable,
     devices=jax.device_count(),
     processes=jax.process_count(),
   )

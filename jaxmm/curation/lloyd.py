@@ -56,9 +56,9 @@ class Dealt:
       )
     self._N, self._spherical, self._mesh = len(x_ND), spherical, mesh
     self._shape = shape_of(*x_ND.shape, stripes)
-    self._split = NamedSharding(mesh, P(_ROWS))
+    split = NamedSharding(mesh, P(_ROWS))
     self._x = jax.make_array_from_callback(
-      self._shape, self._split, lambda index: self._stripes(x_ND, index[0])
+      self._shape, split, lambda index: self._stripes(x_ND, index[0])
     )
     self._square = _squares(self._x, mesh)
     self._before: tuple | None = None  # centroids of the last step, and what it found
@@ -81,7 +81,7 @@ class Dealt:
     Nearness is the cosine, or the squared distance if Euclidean.
     """
     if self._before is None:
-      state = _unknown(self._shape[:3], self._split)
+      state = _unknown(self._x, self._mesh)
       before_KD = centroid_KD
     else:
       before_KD, state = self._before
@@ -143,11 +143,17 @@ def _squares(x_SMBD: jax.Array, mesh) -> jax.Array:
   )
 
 
-@functools.partial(jax.jit, static_argnames=('shape', 'sharding'))
-def _unknown(shape, sharding):
+@functools.partial(jax.jit, static_argnames='mesh')
+def _unknown(x_SMBD: jax.Array, mesh) -> tuple[jax.Array, jax.Array]:
   """(cluster_SMB, bound_SMB) of which nothing holds."""
-  none = jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf)
-  return jax.lax.with_sharding_constraint(none, sharding)
+
+  def local(x_SMBD):
+    shape = x_SMBD.shape[:3]
+    return jnp.zeros(shape, jnp.int32), jnp.full(shape, -jnp.inf, jnp.float32)
+
+  return jax.shard_map(local, mesh=mesh, in_specs=P(_ROWS), out_specs=P(_ROWS), check_vma=False)(
+    x_SMBD
+  )
 
 
 @functools.partial(jax.jit, static_argnames=('num_rows', 'mesh', 'spherical'))

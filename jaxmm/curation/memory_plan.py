@@ -53,6 +53,7 @@ def of_vectors(
   *,
   on_disk: bool = False,
   compared: bool = True,
+  usable: int | None = None,
   devices: int = 1,
   processes: int = 1,
 ) -> MemoryPlan:
@@ -64,26 +65,28 @@ def of_vectors(
     config: of k-means.
     on_disk: rows are read from a file, not held (`vectors.of_embeddings`).
     compared: rows are compared within clusters (SemDeDup, D4).
+    usable: how many rows are clustered; default: all.
     devices: that rows are split over, of all processes.
     processes: of the job.
   """
-  row, K = 4 * width, config.clusters_of(num_rows)
+  usable = num_rows if usable is None else usable
+  row, K = 4 * width, config.clusters_of(usable)
   always = {'program': _PROGRAM, 'ids and results': num_rows * _PER_ROW}
   always['vectors'] = 0 if on_disk else num_rows * row
-  fitted = min(config.fit_rows or num_rows, num_rows)
+  fitted = min(config.fit_rows or usable, usable)
   # Sums of every stripe, before and after they are gathered, and centroids in float64.
   fit = {
     'dealt': _dealt(fitted, width, config.stripes) // processes,
     'sums': (2 * config.stripes + 8) * K * row,
   }
   stages = {'k-means': fit}
-  if fitted < num_rows:
+  if fitted < usable:
     fit['sample'] = fitted * row
-    at_once = min(num_rows, kmeans.ROWS_AT_ONCE)
+    at_once = min(usable, kmeans.ROWS_AT_ONCE)
     stages['assigning'] = {'dealt': 2 * _dealt(at_once, width, config.stripes) // processes}
     stages['assigning']['sums'] = fit['sums']
   if compared:
-    batch = min(semdedup._BATCH, num_rows) * row
+    batch = min(semdedup._BATCH, usable) * row
     # Two are held, and rows are gathered into a third.
     stages['comparing'] = {'batches': 3 * batch * max(1, devices // processes)}
   return MemoryPlan(always, stages)
