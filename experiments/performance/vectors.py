@@ -5,11 +5,13 @@
 
 kmeans: spherical, k 500, 20 iterations, random start; peers faiss-cpu and scikit-learn (which has
 no spherical mode: plain k-means of unit vectors). One JSON line a side: seconds, mean cosine to the
-nearest centroid. semdedup: the largest similarity to an earlier row in the cluster, from vectors
-and a clustering; peers are loops over clusters in torch and NumPy (the full matrix, its strict
-upper triangle, the column maxima). One JSON line a side: seconds, rows more similar than 0.99 and
-0.9. Every side runs in a process of its own, repetition by repetition, with the same threads. The
-peers are not dependencies of jaxmm: `pip install faiss-cpu scikit-learn torch`.
+nearest centroid; all sides fit on all rows (faiss would take 256 a centroid). Of ours also the
+first run, which compiles, and when the mean cosine was that at which faiss ends. semdedup: the
+largest similarity to an earlier row in the cluster, from vectors and a clustering; peers are loops
+over clusters in torch and NumPy (the full matrix, its strict upper triangle, the column maxima).
+One JSON line a side: seconds, rows more similar than 0.99 and 0.9. Every side runs in a process of
+its own, repetition by repetition, with the same threads. The peers are not dependencies of jaxmm:
+`pip install faiss-cpu scikit-learn torch`.
 """
 
 from __future__ import annotations
@@ -68,12 +70,14 @@ def clustering(directory: pathlib.Path, x: np.ndarray) -> tuple[np.ndarray, np.n
     return saved['cluster'], saved['distance']
 
 
-def kmeans_of(side: str, x: np.ndarray) -> np.ndarray:
-  """Centroids."""
+def kmeans_of(side: str, x: np.ndarray, path: list[tuple[float, float]]) -> np.ndarray:
+  """Centroids; `path` takes (seconds since the start, mean cosine) of iterations, of ours only."""
   if side == 'jaxmm':
     from jaxmm.curation import kmeans
 
-    return kmeans.fit(x, kmeans.KMeansConfig(K, ITERATIONS, seed=1)).centroid_KD
+    begin = time.perf_counter()
+    said = lambda line: path.append((time.perf_counter() - begin, 1 - float(line.split()[-1])))
+    return kmeans.fit(x, kmeans.KMeansConfig(K, ITERATIONS, seed=1), echo=said).centroid_KD
   if side == 'faiss':
     import faiss
 
@@ -113,22 +117,25 @@ def earlier_of(side: str, x: np.ndarray, cluster: np.ndarray, distance: np.ndarr
 
 def side_main(work: str, side: str, directory: pathlib.Path) -> None:
   """A line on standard input is a repetition; its result is a line of JSON."""
-  x = rows(directory)
+  x, path = rows(directory), []
+  begin = time.perf_counter()
   if work == 'kmeans':
-    once = lambda x: kmeans_of(side, x)
+    once = lambda x: kmeans_of(side, x, path)
     once(x if side == 'jaxmm' else x[:5000])  # compiled for this shape, or libraries loaded
   else:
     given = clustering(directory, x)
     once = lambda x: earlier_of(side, x, *given)
     once(x)
-  print('READY', flush=True)
+  print('READY', time.perf_counter() - begin, flush=True)
   for _ in sys.stdin:
+    path.clear()
     begin = time.perf_counter()
     found = once(x)
     seconds = time.perf_counter() - begin
     if work == 'kmeans':
       parts = (x[low : low + 20_000] @ unit(found).T for low in range(0, N, 20_000))
       said = {'mean_cosine': round(float(np.mean([part.max(1).mean() for part in parts])), 5)}
+      said |= {'path': path} if path else {}
     else:
       said = {f'above_{t}': int((found > t).sum()) for t in (0.99, 0.9)}
     print(json.dumps({'seconds': round(seconds, 4), **said}), flush=True)
@@ -151,9 +158,13 @@ def main() -> None:
     side: subprocess.Popen([sys.executable, *sys.argv, '--side', side], **pipe)
     for side in PEERS[options.work]
   }
-  for process in sides.values():
-    while process.stdout.readline().strip() != 'READY':
-      if process.poll() is not None:
+  first: dict[str, float] = {}
+  for side, process in sides.items():
+    while side not in first:
+      line = process.stdout.readline().split()
+      if line[:1] == ['READY']:
+        first[side] = round(float(line[1]), 2)
+      elif process.poll() is not None:
         raise SystemExit('a side failed; its message is above')
   found: dict[str, list[dict]] = {side: [] for side in sides}
   for _ in range(options.repeat):
@@ -162,6 +173,15 @@ def main() -> None:
       found[side].append(json.loads(process.stdout.readline()))
   for process in sides.values():
     process.stdin.close()
+  # The first run of ours compiles; those of the others only load libraries.
+  found['jaxmm'][-1]['first_seconds'] = first['jaxmm']
+  if 'path' in found['jaxmm'][-1]:
+    wanted = found['faiss'][-1]['mean_cosine']
+    times = [
+      next((t for t, cosine in one.pop('path') if cosine >= wanted - 5e-6), None)
+      for one in found['jaxmm']
+    ]
+    found['jaxmm'][-1]['seconds_to_faiss_cosine'] = times
   for side, said in found.items():
     seconds = [one['seconds'] for one in said]
     ratios = [a / b['seconds'] for a, b in zip(seconds, found['jaxmm'])]

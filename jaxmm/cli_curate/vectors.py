@@ -65,7 +65,23 @@ def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
     metavar='N',
     help='fit on so many random rows, then assign all; default: on all',
   )
+  km.add_argument(
+    '--tolerance',
+    type=float,
+    default=0.0,
+    help='end when an iteration lowers the mean distance by a smaller share; default: %(default)s',
+  )
   km.add_argument('--seed', type=int, default=0, help='of the sample; default: %(default)s')
+  memory = p.add_argument_group('memory')
+  memory.add_argument(
+    '--memory',
+    type=float,
+    metavar='GIB',
+    help='refuse to start where more would be taken; default: what the machine has left',
+  )
+  memory.add_argument(
+    '--on-disk', action='store_true', help='read vectors from a file in --workdir as needed'
+  )
 
 
 def _share(
@@ -165,6 +181,7 @@ def _kmeans_of(options):
   return KMeansConfig(
     clusters=options.clusters,
     iterations=options.iterations,
+    tolerance=options.tolerance,
     init=options.init,
     fit_rows=options.fit_rows,
     seed=options.seed,
@@ -270,6 +287,8 @@ def _judge(options, run) -> int:
 
 def _given(options):
   """(vectors, stages, the keep-list before or None)."""
+  import jax
+
   from jaxmm.config import ConfigError
   from jaxmm.curation import embeddings, keep_list, vectors
   from jaxmm.curation.stages import Stages
@@ -282,10 +301,42 @@ def _given(options):
   if directory is None:
     directory = f'{workdir}/vectors'
     embed.embed(options, directory)
-  of = vectors.of_embeddings(embeddings.read(directory))
-  size = of.x_ND.nbytes / 2**30
-  print(f'{len(of):,} examples, {len(of.usable_U):,} with vectors, {size:.2f} GiB of them')
+  embedded = embeddings.read(directory)
+  usable = int(embedded.usable_N.sum())
+  if usable:  # otherwise there is more to say
+    _plan(options, embedded.x_ND.shape, usable)
+  file = f'{workdir}/rows-{jax.process_index()}.npy' if options.on_disk else None
+  of = vectors.of_embeddings(embedded, file)
+  print(f'{len(of):,} examples, {len(of.usable_U):,} with vectors')
   if first is not None:
     of = of.only_kept(first)
     print(f'{len(of):,} of them are kept by {options.after}')
   return of, Stages(workdir, echo=print), first
+
+
+def _plan(options, shape, usable: int) -> None:
+  """Says what memory will be taken, and refuses what is too much, before vectors are loaded."""
+  import jax
+
+  from jaxmm.config import ConfigError
+  from jaxmm.curation import memory_plan
+
+  plan = memory_plan.of_vectors(
+    *shape,
+    _kmeans_of(options),
+    on_disk=options.on_disk,
+    compared=options.method in ('d4', 'semdedup'),
+    usable=usable,
+    devices=jax.device_count(),
+    processes=jax.process_count(),
+  )
+  print(f'memory: {plan}')
+  limit = memory_plan.available()
+  if options.memory is not None:
+    if options.memory <= 0:
+      raise ConfigError(f'--memory is {options.memory}, expected GiB above 0')
+    limit = options.memory * 2**30
+  if limit is None:
+    print('memory: this system does not say how much is left; --memory GIB has it checked')
+  else:
+    memory_plan.check(plan, limit, *shape)

@@ -3,34 +3,30 @@
 Every row goes to its nearest centroid, every centroid to the mean of its rows, scaled to length one
 if spherical. The same clusters come out on any number of devices and processes, bit for bit where
 their arithmetic is the same: rows are dealt into `stripes` whatever the mesh is, a device works
-through whole stripes in blocks of one shape, and the stripes' sums are added in their order.
+through whole stripes in blocks of one shape, and the stripes' sums are added in their order
+(`lloyd`, where the iterations are).
 
-Products are taken in float32 at the highest precision (a TPU would take bfloat16 otherwise).
-
-Axes: N rows, K clusters, D width, S stripes, M blocks of a stripe, B rows of a block.
+Axes: N rows, K clusters, D width, B rows of a block.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxmm import sharding
 from jaxmm.config import ConfigError
+from jaxmm.curation.lloyd import Dealt
 
 INITS = ('sampled', 'k-means++')
+# Rows of what is larger that are in memory while they are assigned.
+ROWS_AT_ONCE = 1 << 17
 Echo = Callable[[str], None]
-_ROWS = ('data', 'fsdp')
-_BLOCK = 2048
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +36,8 @@ class KMeansConfig:
   Attributes:
     clusters: K; 0 takes the square root of the number of rows that are fitted.
     iterations: at most; it ends when one moves no centroid.
+    tolerance: it also ends when an iteration lowers the mean distance (squared if Euclidean) by
+      less than this share of it; 0 never does.
     spherical: nearest by cosine, centroids of length one; else by Euclidean distance.
     init: 'sampled' takes random rows, 'k-means++' (arXiv:cs/0607105's D^2 sampling) spreads them.
     fit_rows: fit on so many random rows and then assign all; 0 fits on all.
@@ -49,6 +47,7 @@ class KMeansConfig:
 
   clusters: int = 0
   iterations: int = 20
+  tolerance: float = 0.0
   spherical: bool = True
   init: str = 'sampled'
   fit_rows: int = 0
@@ -59,6 +58,8 @@ class KMeansConfig:
     for name, least in (('clusters', 0), ('iterations', 1), ('fit_rows', 0), ('stripes', 1)):
       if getattr(self, name) < least:
         raise ConfigError(f'{name} is {getattr(self, name)}, expected at least {least}')
+    if not 0 <= self.tolerance < 1:
+      raise ConfigError(f'tolerance is {self.tolerance}, expected a share in [0, 1)')
     if self.init not in INITS:
       raise ConfigError(f'init is {self.init!r}, expected one of {", ".join(INITS)}')
 
@@ -121,10 +122,10 @@ def fit(
   K = config.clusters_of(len(x_ND))
   rows = sample(len(x_ND), config.fit_rows, config.seed)
   fitted = x_ND if rows is None else np.asarray(x_ND[rows])
-  dealt = _Dealt(fitted, config, mesh)
+  dealt = Dealt(fitted, config.stripes, config.spherical, mesh)
   trail = _saved(directory)
   centroid_KD = trail[-1][0] if trail else _start(fitted, K, config)
-  while len(trail) < config.iterations and not _has_settled(trail):
+  while len(trail) < config.iterations and not _has_settled(trail, config.tolerance):
     sum_KD, count_K, _, near = dealt.step(centroid_KD)
     mean = dealt.mean(near)
     if echo:
@@ -147,13 +148,14 @@ def assign(
   config: KMeansConfig,
   mesh: jax.sharding.Mesh | None = None,
   *,
-  rows_at_once: int = 1 << 20,
+  rows_at_once: int = ROWS_AT_ONCE,
 ) -> tuple[np.ndarray, np.ndarray]:
   """(cluster_N, distance_N) of rows that need not fit in memory, `rows_at_once` at a time."""
   mesh = sharding.make_mesh() if mesh is None else mesh
   parts = []
   for low in range(0, len(x_ND), rows_at_once):
-    dealt = _Dealt(x_ND[low : low + rows_at_once], config, mesh)
+    rows = x_ND[low : low + rows_at_once]
+    dealt = Dealt(rows, config.stripes, config.spherical, mesh)
     _, _, cluster, near = dealt.step(centroid_KD)
     parts.append((cluster, dealt.distance(near)))
   return tuple(np.concatenate(column) for column in zip(*parts))
@@ -212,119 +214,6 @@ def _spread(x_ND: np.ndarray, uniform_K: np.ndarray) -> np.ndarray:
   return np.array(chosen)
 
 
-class _Dealt:
-  """Rows dealt into stripes and blocks, on the mesh; row n is number n of all blocks in order."""
-
-  def __init__(self, x_ND: np.ndarray, config: KMeansConfig, mesh):
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    if config.stripes % parts:
-      raise ConfigError(
-        f'stripes is {config.stripes}, expected a multiple of the {parts} devices that rows are '
-        'split over; results do not depend on the mesh, but they do on stripes'
-      )
-    self._N, self._config, self._mesh = len(x_ND), config, mesh
-    D, S = x_ND.shape[1], config.stripes
-    M = -(-self._N // (S * _BLOCK))
-    B = -(-self._N // (S * M))
-    self._shape = (S, M, B, D)
-    self._x = jax.make_array_from_callback(
-      self._shape, NamedSharding(mesh, P(_ROWS)), lambda index: self._stripes(x_ND, index[0])
-    )
-
-  def _stripes(self, x_ND: np.ndarray, index: slice) -> np.ndarray:
-    """The rows of a few stripes, zeros behind the last one."""
-    S, M, B, D = self._shape
-    first, end = index.start or 0, S if index.stop is None else index.stop
-    part = np.asarray(x_ND[first * M * B : end * M * B], np.float32)
-    missing = (end - first) * M * B - len(part)
-    return np.pad(part, ((0, missing), (0, 0))).reshape(-1, M, B, D)
-
-  def step(self, centroid_KD: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(sum_KD, count_K, cluster_N, nearness_N) of the rows with these centroids.
-
-    Nearness is the cosine, or the squared distance if Euclidean.
-    """
-    stripe_S = jnp.arange(self._shape[0], dtype=jnp.int32)
-    sum_KD, count_K, cluster, near = jax.device_get(
-      _one_step(
-        self._x, stripe_S, jnp.asarray(centroid_KD), self._N, self._mesh, self._config.spherical
-      )
-    )
-    return sum_KD, count_K, cluster.reshape(-1)[: self._N], near.reshape(-1)[: self._N]
-
-  def distance(self, nearness_N: np.ndarray) -> np.ndarray:
-    """Cosine or Euclidean distance from the nearness, float32."""
-    if self._config.spherical:
-      return np.float32(1) - nearness_N
-    return np.sqrt(np.maximum(nearness_N, 0))
-
-  def mean(self, nearness_N: np.ndarray) -> float:
-    """The mean distance (squared if Euclidean)."""
-    mean = float(np.mean(nearness_N, dtype=np.float64))
-    return 1 - mean if self._config.spherical else mean
-
-  def worst(self, nearness_N: np.ndarray, number: int) -> np.ndarray:
-    """Rows that are farthest from their centroids, the least of several first."""
-    key_N = nearness_N if self._config.spherical else -nearness_N
-    return np.argsort(key_N, kind='stable')[:number]
-
-
-@functools.partial(jax.jit, static_argnames=('num_rows', 'mesh', 'spherical'))
-def _one_step(x_SMBD, stripe_S, centroid_KD, num_rows: int, mesh, spherical: bool):
-  """Sums and counts of every cluster, and of every row its cluster and nearness."""
-  local = functools.partial(_of_stripes, num_rows=num_rows, spherical=spherical)
-  split, whole = P(_ROWS), P()
-  gathered = jax.shard_map(
-    local,
-    mesh=mesh,
-    in_specs=(split, split, whole),
-    out_specs=(whole, whole, whole, whole),
-    check_vma=False,
-  )
-  return gathered(x_SMBD, stripe_S, centroid_KD)
-
-
-def _of_stripes(x_SMBD, stripe_S, centroid_KD, *, num_rows: int, spherical: bool):
-  """A device's stripes one after the other; then all stripes, gathered and added in order."""
-  (K, D), (_, M, B, _) = centroid_KD.shape, x_SMBD.shape
-  half_K = 0.0 if spherical else 0.5 * jnp.sum(jnp.square(centroid_KD), axis=1)
-
-  def block(carry, inputs):
-    x_BD, first = inputs
-    product_BK = jnp.matmul(x_BD, centroid_KD.T, precision=jax.lax.Precision.HIGHEST)
-    near_B, cluster_B = _nearest(product_BK - half_K)
-    is_row = first + jnp.arange(B) < num_rows
-    cluster_B = jnp.where(is_row, cluster_B, K)  # rows behind the last one are added nowhere
-    sum_KD, count_K = carry
-    sum_KD = sum_KD.at[cluster_B].add(x_BD, mode='drop')
-    count_K = count_K.at[cluster_B].add(1, mode='drop')
-    if not spherical:
-      near_B = jnp.sum(jnp.square(x_BD), axis=1) - 2 * near_B
-    return (sum_KD, count_K), (cluster_B, near_B)
-
-  def stripe(inputs):
-    x_MBD, s = inputs
-    first_M = (s * M + jnp.arange(M)) * B
-    return jax.lax.scan(block, (jnp.zeros((K, D)), jnp.zeros(K, jnp.int32)), (x_MBD, first_M))
-
-  out = jax.lax.map(stripe, (x_SMBD, stripe_S))
-  (sums, counts), (cluster, near) = jax.tree.map(
-    lambda a: jax.lax.all_gather(a, _ROWS, tiled=True), out
-  )
-  total = sums[0]
-  for s in range(1, len(sums)):
-    total = total + sums[s]
-  return total, jnp.sum(counts, axis=0), cluster, near
-
-
-def _nearest(score_BK: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(largest score, its column, the least of several); XLA vectorises this, not an argmax."""
-  best_B = jnp.max(score_BK, axis=1)
-  K = score_BK.shape[1]
-  column_BK = jnp.where(score_BK == best_B[:, None], jnp.arange(K, dtype=jnp.int32), K)
-  return best_B, jnp.min(column_BK, axis=1)
-
-
 def _updated(centroid_KD, sum_KD, count_K, config: KMeansConfig) -> np.ndarray:
   """Means of the rows, of length one if spherical; an empty cluster stays where it is."""
   mean_KD = sum_KD.astype(np.float64) / np.maximum(count_K, 1)[:, None]
@@ -336,7 +225,7 @@ def _updated(centroid_KD, sum_KD, count_K, config: KMeansConfig) -> np.ndarray:
   return np.where(count_K[:, None] > 0, mean_KD, centroid_KD).astype(np.float32)
 
 
-def _reseeded(centroid_KD, count_K, near_N, x_ND, dealt: _Dealt) -> np.ndarray:
+def _reseeded(centroid_KD, count_K, near_N, x_ND, dealt: Dealt) -> np.ndarray:
   """Empty clusters start again at the rows that are farthest from their centroids."""
   empty = np.flatnonzero(count_K == 0)
   if len(empty):
@@ -345,9 +234,12 @@ def _reseeded(centroid_KD, count_K, near_N, x_ND, dealt: _Dealt) -> np.ndarray:
   return centroid_KD
 
 
-def _has_settled(trail: list[tuple[np.ndarray, float]]) -> bool:
-  """Whether the last iteration moved no centroid."""
-  return len(trail) > 1 and np.array_equal(trail[-1][0], trail[-2][0])
+def _has_settled(trail: list[tuple[np.ndarray, float]], tolerance: float) -> bool:
+  """Whether the last iteration moved no centroid, or gained less than the tolerance."""
+  if len(trail) < 2:
+    return False
+  (before_KD, mean_before), (centroid_KD, mean) = trail[-2:]
+  return mean_before - mean < tolerance * mean_before or np.array_equal(centroid_KD, before_KD)
 
 
 def _saved(directory) -> list[tuple[np.ndarray, float]]:

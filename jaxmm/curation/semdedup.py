@@ -10,11 +10,12 @@ threshold. Similarities are float32 at the highest precision: bfloat16 is too co
 Departures: ties in distance go to the least id, so that nothing hangs on the order of the input; a
 share to keep is met exactly, not by interpolating between two runs of eps.
 
-Axes: N rows, D width, C clusters of a batch, R rows of a chunk, T rows of a tile.
+Axes: N rows, D width, C batches, F rows of a batch, I products, T rows of one, L its columns.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxmm import sharding
@@ -29,6 +31,7 @@ from jaxmm.config import ConfigError
 from jaxmm.curation import vectors
 from jaxmm.curation.keep_list import KeepList
 from jaxmm.curation.kmeans import Clustering, KMeansConfig
+from jaxmm.curation.similarity import aligned, largest, product
 from jaxmm.curation.stages import Stages, fingerprint
 from jaxmm.curation.vectors import Vectors
 
@@ -37,10 +40,8 @@ DUPLICATE = 'semantic_duplicate'
 Echo = Callable[[str], None]
 _ROWS = ('data', 'fsdp')
 _TILE = 64
-# Rows of a cluster that are compared at once; a larger cluster is compared chunk by chunk.
-_CHUNK = 2048
-# Rows that a batch of clusters holds.
-_BATCH = 1 << 15
+# Rows that are in memory together, twice a device; a larger cluster is compared part by part.
+BATCH = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,13 +171,13 @@ def earlier(
   best_N = np.full(len(x_ND), -np.inf, np.float32)
   place_N = np.full(len(x_ND), -1, np.int64)  # in the order, of the most similar row
   waiting = None
-  for done in _work(x_ND, order_N, start_K, end_K, mesh):
+  for begun in _compared_batches(x_ND, order_N, start_K, end_K, mesh):
     # One batch is computed while the next is gathered.
     if waiting is not None:
       _merge(best_N, place_N, *waiting)
-    waiting = done
+    waiting = begun
     if echo:
-      echo(f'semdedup: {int(done[0].max()) + 1:,} of {len(x_ND):,} rows')
+      echo(f'semdedup: {int(begun[0].max()) + 1:,} of {len(x_ND):,} rows')
   if waiting is not None:
     _merge(best_N, place_N, *waiting)
   similarity_N, nearest_N = np.empty_like(best_N), np.empty_like(place_N)
@@ -185,113 +186,150 @@ def earlier(
   return Earlier(similarity_N, nearest_N)
 
 
-def _merge(best_N, place_N, row, first, best, column) -> None:
-  """Takes over what is more similar than what was found so far; `row` -1 is padding."""
-  best, column = np.asarray(best).reshape(-1), np.asarray(column).reshape(-1)
-  is_better = (row >= 0) & (column >= 0)
-  is_better &= best > best_N[row]
-  at = row[is_better]
-  best_N[at] = best[is_better]
-  place_N[at] = first[is_better] + column[is_better]
+def _merge(best_N, place_N, place_CF, best_CF, column_CF) -> None:
+  """Takes over what is more similar than what was found so far."""
+  best_CF, column_CF = np.asarray(best_CF), np.asarray(column_CF)
+  for place_F, best_F, column_F in zip(place_CF, best_CF, column_CF):
+    found = np.flatnonzero(column_F >= 0)
+    found = found[best_F[found] > best_N[place_F[found]]]
+    best_N[place_F[found]] = best_F[found]
+    place_N[place_F[found]] = place_F[column_F[found]]
 
 
-def _work(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
-  """(places of rows, place of column 0, best, column) of every batch; results not yet awaited."""
-  chunks = [
-    (low, min(low + _CHUNK, end), start)
-    for start, end in zip(start_K, end_K)
-    for low in range(start, end, _CHUNK)
-  ]
-  rows_of = lambda low, high: x_ND[order_N[low:high]]
-  for size, batch in _batches([c for c in chunks if c[1] - c[0] > 1 or c[0] > c[2]], mesh):
-    row = np.full((len(batch), size), -1, np.int64)
-    x_CRD = np.empty((len(batch), size, x_ND.shape[1]), np.float32)
-    for c, (low, high, _) in enumerate(batch):
-      row[c, : high - low] = np.arange(low, high)
-      # Straight into its place: gathering is a good part of all the time.
-      np.take(x_ND, order_N[low:high], 0, out=x_CRD[c, : high - low], mode='clip')
-      x_CRD[c, high - low :] = 0
-    first = np.repeat(row[:, 0], size)
-    yield row.reshape(-1), first, *_within(x_CRD, mesh)
-  for low, high, start in chunks:
-    if low == start:
-      continue
-    later = jnp.asarray(_padded(rows_of(low, high)))
-    row = np.where(np.arange(_CHUNK) < high - low, low + np.arange(_CHUNK), -1)
-    for before in range(start, low, _CHUNK):
-      first = np.full(_CHUNK, before)
-      yield row, first, *_between(later, jnp.asarray(rows_of(before, before + _CHUNK)))
-
-
-def _padded(x_RD: np.ndarray) -> np.ndarray:
-  return np.pad(x_RD, ((0, _CHUNK - len(x_RD)), (0, 0)))
-
-
-def _batches(chunks, mesh) -> Iterator[tuple[int, list]]:
-  """(rows of the padded chunk, chunks) by size; a whole number a device, filled with empty ones."""
+def _compared_batches(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
+  """(place_CF, best_CF, column_CF) of batches, one a device; results not yet awaited."""
   devices = mesh.shape['data'] * mesh.shape['fsdp']
-  by_size: dict[int, list] = {}
-  for chunk in chunks:
-    by_size.setdefault(_padded_size(chunk[1] - chunk[0]), []).append(chunk)
-  for size, members in sorted(by_size.items()):
-    # Batches of one length, so that one program does, and so that the last is nearly full.
-    number = -(-len(members) * size // _BATCH)
-    length = -(-len(members) // (number * devices)) * devices
-    for low in range(0, len(members), length):
-      batch = members[low : low + length]
-      yield size, batch + [(0, 0, 0)] * (length - len(batch))
+  batches = list(_batches(start_K.tolist(), end_K.tolist()))
+  F = -(-max((_rows(parts) for parts, _ in batches), default=0) // _TILE) * _TILE
+  split = NamedSharding(mesh, P(_ROWS))
+  # Two in turn for every device here: to be given new memory takes longer than to fill it.
+  buffers: dict[tuple[int, int], np.ndarray] = {}
+  for number, first in enumerate(range(0, len(batches), devices)):
+    place_CF = np.full((devices, F), -1, np.int64)
+    items = np.zeros((devices, F // 2, 4), np.int32)
+    count_C = np.zeros(devices, np.int32)
+    for c, (parts, is_between) in enumerate(batches[first : first + devices]):
+      places = np.concatenate([np.arange(*part) for part in parts])
+      place_CF[c, : len(places)] = places
+      found = _items(parts, is_between, F)
+      items[c, : len(found)], count_C[c] = found, len(found)
+
+    def gathered(index, turn=number % 2, place_CF=place_CF):
+      c = index[0].start or 0
+      if (turn, c) not in buffers:
+        buffers[turn, c] = aligned((1, F, x_ND.shape[1]))
+      row_F = order_N[place_CF[c][place_CF[c] >= 0]]
+      _gather(x_ND, row_F, buffers[turn, c][0, : len(row_F)])
+      return buffers[turn, c]
+
+    x_CFD = jax.make_array_from_callback((devices, F, x_ND.shape[1]), split, gathered)
+    given = [
+      jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index])
+      for a in (items, count_C)
+    ]
+    yield place_CF, *_compared(x_CFD, *given, mesh)
 
 
-def _padded_size(rows: int) -> int:
-  """The next of 1, 2, ... 8, 10, 12, ... 16, 20, ... tiles."""
-  tiles = -(-int(rows) // _TILE)
-  step = max(1, 1 << (tiles - 1).bit_length() - 3) if tiles > 8 else 1
-  return min(-(-tiles // step) * step * _TILE, _CHUNK)
+def _gather(x_ND, row_F: np.ndarray, out: np.ndarray) -> None:
+  if isinstance(x_ND, np.ndarray):
+    np.take(x_ND, row_F, 0, out=out, mode='clip')  # without a copy between
+  else:
+    out[:] = x_ND[row_F]
+
+
+def _batches(start_K, end_K) -> Iterator[tuple[list[tuple[int, int]], bool]]:
+  """(parts of the order that are in memory together, whether the second is compared with the first)
+
+  else each with itself. Whole clusters, as many as fit; a cluster that does not fit in halves of a
+  batch, and every half with each half before it.
+  """
+  batch: list[tuple[int, int]] = []
+  half = BATCH // 2
+  for start, end in zip(start_K, end_K):
+    if end - start < 2:
+      continue
+    parts = [(start, end)]
+    if end - start > BATCH:
+      parts = [(low, min(low + half, end)) for low in range(start, end, half)]
+    for i, part in enumerate(parts):
+      yield from (([before, part], True) for before in parts[:i])
+      if _rows([*batch, part]) > BATCH:
+        yield batch, False
+        batch = []
+      batch.append(part)
+  if batch:
+    yield batch, False
+
+
+def _rows(parts) -> int:
+  return sum(high - low for low, high in parts)
+
+
+def _lengths(F: int) -> list[int]:
+  """Of columns that a program has a product for."""
+  tiles = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32)
+  return [t * _TILE for t in tiles if t * _TILE <= F]
+
+
+def _items(parts, is_between: bool, F: int) -> np.ndarray:
+  """(row, end, column, number of the length) of every product: int32 [I, 4], places in the batch.
+
+  A tile of rows, but none from `end` on, with a length of columns, but only those before each row.
+  """
+  lengths, out = _lengths(F), []
+  edges = np.cumsum([0] + [high - low for low, high in parts]).tolist()
+  for begin, end in list(zip(edges, edges[1:]))[is_between:]:
+    for row in range(begin, end, _TILE):
+      first, last = (0, begin) if is_between else (begin, min(row + _TILE, end))
+      for column in range(first, last, lengths[-1]):
+        out.append((row, end, column, bisect.bisect_left(lengths, min(last - column, lengths[-1]))))
+  return np.array(out, np.int32).reshape(-1, 4)
 
 
 @functools.partial(jax.jit, static_argnames='mesh')
-def _within(x_CRD, mesh):
-  """(best_CR, column_CR) of each chunk's rows among the rows before; column -1 where none is."""
+def _compared(x_CFD, items, count_C, mesh):
+  """(best_CF, column_CF) of each row among its columns; -inf and -1 where it has none."""
 
-  def of_device(x_CRD):
-    found = jax.lax.map(_triangle, x_CRD)
+  def of_device(x_CFD, items, count_C):
+    found = jax.lax.map(lambda inputs: _of_batch(*inputs), (x_CFD, items, count_C))
     # On every device, for every process merges all of it.
     return jax.tree.map(lambda a: jax.lax.all_gather(a, _ROWS, tiled=True), found)
 
-  return jax.shard_map(
-    of_device, mesh=mesh, in_specs=P(_ROWS), out_specs=P(), check_vma=False
-  )(x_CRD)  # fmt: skip
+  return jax.shard_map(of_device, mesh=mesh, in_specs=P(_ROWS), out_specs=P(), check_vma=False)(
+    x_CFD, items, count_C
+  )
 
 
-def _triangle(x_RD):
-  """Tiles of rows against all rows up to their own; only the tile on the diagonal is masked."""
-  bests, columns = [], []
-  is_before_TT = jnp.triu(jnp.ones((_TILE, _TILE), bool), 1)
-  for low in range(0, len(x_RD), _TILE):
-    # Rows before stand in the first axis: a maximum over it is one of whole vectors.
-    product = _product(x_RD[: low + _TILE], x_RD[low : low + _TILE])
-    diagonal = jnp.where(is_before_TT, product[low:], -jnp.inf)
-    best_T, column_T = _largest(jnp.concatenate([product[:low], diagonal]))
-    bests.append(best_T)
-    columns.append(jnp.where(best_T == -jnp.inf, -1, column_T))
-  return jnp.concatenate(bests), jnp.concatenate(columns)
+def _of_batch(x_FD, item_I4, count):
+  F = len(x_FD)
+  products = [functools.partial(_tile, length=length) for length in _lengths(F)]
+
+  def take_over(i, found):
+    row, end, column, length = item_I4[i]
+    begin = jnp.minimum(row, F - _TILE)
+    best_T, column_T = jax.lax.switch(length, products, x_FD, row, end, column)
+    before = [jax.lax.dynamic_slice(a, (begin,), (_TILE,)) for a in found]
+    is_better_T = best_T > before[0]
+    after = [jnp.where(is_better_T, a, b) for a, b in zip((best_T, column_T), before)]
+    return tuple(jax.lax.dynamic_update_slice(a, b, (begin,)) for a, b in zip(found, after))
+
+  none = jnp.full(F, -jnp.inf), jnp.full(F, -1, jnp.int32)
+  return jax.lax.fori_loop(0, count, take_over, none)
 
 
-@jax.jit
-def _between(later_RD, before_RD):
-  return _largest(_product(before_RD, later_RD))
-
-
-def _product(a, b):
-  return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
-
-
-def _largest(score_RT):
-  """(largest, its row, the first of several) of each column; XLA vectorises this, no argmax."""
-  best_T = jnp.max(score_RT, axis=0)
-  R = len(score_RT)
-  row = jnp.where(score_RT == best_T, jnp.arange(R, dtype=jnp.int32)[:, None], R)
-  return best_T, jnp.min(row, axis=0)
+def _tile(x_FD, row, end, column, *, length: int):
+  """(best_T, column_T) of a tile of rows; -inf for those that are not meant."""
+  F, D = x_FD.shape
+  # At the end of the batch a tile begins before its first row, and a length before its column.
+  row_T = jnp.minimum(row, F - _TILE) + jnp.arange(_TILE)
+  column_L = jnp.minimum(column, F - length) + jnp.arange(length)
+  x_TD = jax.lax.dynamic_slice(x_FD, (row_T[0], 0), (_TILE, D))
+  x_LD = jax.lax.dynamic_slice(x_FD, (column_L[0], 0), (length, D))
+  # Columns stand in the first axis: a maximum over it is one of whole vectors.
+  is_meant = (row_T >= row) & (row_T < end) & (column_L >= column)[:, None]
+  is_meant &= column_L[:, None] < row_T
+  best_T, at_T = largest(jnp.where(is_meant, product(x_LD, x_TD), -jnp.inf), 0)
+  return best_T, column_L[0] + at_T
 
 
 def kept(similarity_N: np.ndarray, config: SemDedupConfig) -> np.ndarray:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,36 @@ from jaxmm.curation.keep_list import KeepList
 _ROWS = 1 << 16
 
 
+class Selected:
+  """Rows of an array by number, float32 [U, D], read when they are asked for.
+
+  `rows[a:b]` and `rows[index array]` are arrays.
+
+  Args:
+    source: [N, D], an array or a memory map.
+    row_U: numbers of its rows.
+  """
+
+  ndim, dtype = 2, np.dtype(np.float32)
+
+  def __init__(self, source: np.ndarray | Selected, row_U: np.ndarray):
+    if isinstance(source, Selected):
+      source, row_U = source._source, source._row_U[row_U]
+    self._source, self._row_U = source, row_U
+    self.shape = (len(row_U), source.shape[1])
+
+  def __len__(self) -> int:
+    return self.shape[0]
+
+  def __getitem__(self, key) -> np.ndarray:
+    return np.asarray(self._source[self._row_U[key]])
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    if copy is False:
+      raise ValueError('rows are gathered when they are read, which makes a copy')
+    return self[:] if dtype is None else self[:].astype(dtype)
+
+
 @dataclasses.dataclass(frozen=True)
 class Vectors:
   """One vector an example, ascending by id.
@@ -29,13 +61,13 @@ class Vectors:
   Attributes:
     ids: strings, all different.
     digest_N: uint64, of what the examples hold (`data.kept.digest`).
-    x_ND: float32, of length one where usable.
+    x_ND: float32, of length one where usable; an array, a memory map or rows of one.
     reason_N: strings; empty where the vector is usable.
   """
 
   ids: pa.Array
   digest_N: np.ndarray
-  x_ND: np.ndarray
+  x_ND: np.ndarray | Selected
   reason_N: np.ndarray
 
   def __len__(self) -> int:
@@ -47,14 +79,17 @@ class Vectors:
     return np.flatnonzero(self.reason_N == '')
 
   @property
-  def x_UD(self) -> np.ndarray:
-    """Their vectors; no copy where all are usable."""
-    return self.x_ND if len(self.usable_U) == len(self) else self.x_ND[self.usable_U]
+  def x_UD(self) -> np.ndarray | Selected:
+    """Their vectors; no copy."""
+    if len(self.usable_U) == len(self):
+      return self.x_ND
+    return Selected(self.x_ND, self.usable_U)
 
   def at(self, rows_U: np.ndarray) -> Vectors:
     """A part of the examples, by number, ascending."""
     ids = self.ids.take(pa.array(rows_U))
-    return Vectors(ids, self.digest_N[rows_U], self.x_ND[rows_U], self.reason_N[rows_U])
+    x_UD = Selected(self.x_ND, rows_U)
+    return Vectors(ids, self.digest_N[rows_U], x_UD, self.reason_N[rows_U])
 
   def only_kept(self, keep: KeepList) -> Vectors:
     """The examples that a list keeps; what a second method sees after a first.
@@ -77,8 +112,14 @@ class Vectors:
     return self.at(np.flatnonzero(keep.table['keep'].to_numpy()))
 
 
-def of_embeddings(of: Embeddings) -> Vectors:
-  """Embeddings in the order of their ids, the rows in memory.
+def of_embeddings(of: Embeddings, file: str | os.PathLike | None = None) -> Vectors:
+  """Embeddings in the order of their ids.
+
+  Args:
+    of: in any order.
+    file: a `.npy` that the rows are written to, in their order, and read from; it is made again
+      each time, as nothing says whose rows an old one holds. None holds them in memory. Of
+      several processes each needs a file of its own.
 
   Raises:
     ConfigError: no row is usable.
@@ -90,9 +131,16 @@ def of_embeddings(of: Embeddings) -> Vectors:
       '--text-field and --image-field, and the column error of examples.parquet beside the vectors'
     )
   order = pc.sort_indices(of.ids).to_numpy()
-  x_ND = np.empty(of.x_ND.shape, np.float32)
+  if file is None:
+    x_ND = np.empty(of.x_ND.shape, np.float32)
+  else:
+    pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
+    x_ND = np.lib.format.open_memmap(file, 'w+', np.float32, of.x_ND.shape)
   for low in range(0, len(order), _ROWS):
     x_ND[low : low + _ROWS] = of.x_ND[order[low : low + _ROWS]]
+  if file is not None:
+    x_ND.flush()
+    x_ND = np.load(file, mmap_mode='r', allow_pickle=False)
   ids = of.ids.take(pa.array(order))
   return Vectors(ids, of.digest_N[order], x_ND, of.reason_N[order])
 

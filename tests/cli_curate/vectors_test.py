@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmm import cli
-from jaxmm.curation import embeddings, keep_list
+from jaxmm.curation import embeddings, keep_list, vectors
 from jaxmm.curation.scip_job import read_clusters
 
 NUM = 80
@@ -50,6 +50,20 @@ def test_each_verb_writes_a_list_of_all_examples(given, tmp_path, words, kept, c
   assert len(keep) == NUM + 2 and keep.num_kept == kept
   assert keep.reasons()['unreadable'] == keep.reasons()['empty'] == 1
   assert f'{kept} of {NUM + 2} examples kept ({words[0]})' in capsys.readouterr().out
+
+
+def test_memory_is_planned_before_vectors_are_loaded(given, tmp_path, monkeypatch, capsys):
+  whole = curated(given, tmp_path, 'd4', '--keep', '0.4')
+  assert 'GiB at most (program' in capsys.readouterr().out
+  on_disk = curated(given, tmp_path, 'd4', '--keep', '0.4', '--on-disk', name='disk.parquet')
+  assert on_disk.table.equals(whole.table)
+  assert (tmp_path / 'disk.parquet.work' / 'rows-0.npy').stat().st_size > (NUM + 2) * 12 * 4
+  monkeypatch.setattr(vectors, 'of_embeddings', None)
+  words = ['curate', 'd4', '--keep', '0.4', '--vectors', str(given[1])]
+  words += ['--output', str(tmp_path / 'n.parquet')]
+  assert cli.main([*words, '--memory', '0.01']) == 2
+  assert 'more than memory is 0.01 GiB; use --on-disk' in capsys.readouterr().err
+  assert cli.main([*words, '--memory', '-1']) == 2
 
 
 def test_a_list_follows_another_and_is_shown_and_exported(given, tmp_path):

@@ -63,6 +63,14 @@ def test_devices_do_not_show(spherical):
     assert one.history == other.history
 
 
+def test_it_ends_where_little_is_gained():
+  x, config = rows(n=900, noise=0.5), KMeansConfig(12, 30)
+  whole = kmeans.fit(x, config)
+  gain = -np.diff(whole.history) / whole.history[:-1]
+  short = kmeans.fit(x, KMeansConfig(12, 30, tolerance=float(gain[3])))
+  assert len(short.history) == 2 + int(np.argmax(gain < gain[3])) < len(whole.history)
+
+
 @pytest.mark.parametrize('init', kmeans.INITS)
 def test_clusters_that_are_there_are_found(init):
   rng = np.random.default_rng(0)
@@ -104,7 +112,7 @@ def test_a_fit_that_was_stopped_goes_on(tmp_path, monkeypatch):
   x, config = rows(), KMeansConfig(10, 7)
   whole = kmeans.fit(x, config)
   calls = []
-  step = kmeans._Dealt.step
+  step = kmeans.Dealt.step
 
   def stopped(self, centroid_KD):
     calls.append(1)
@@ -112,7 +120,7 @@ def test_a_fit_that_was_stopped_goes_on(tmp_path, monkeypatch):
       raise KeyboardInterrupt
     return step(self, centroid_KD)
 
-  monkeypatch.setattr(kmeans._Dealt, 'step', stopped)
+  monkeypatch.setattr(kmeans.Dealt, 'step', stopped)
   with pytest.raises(KeyboardInterrupt):
     kmeans.fit(x, config, directory=tmp_path / 'k')
   resumed = kmeans.fit(x, config, directory=tmp_path / 'k')
@@ -143,7 +151,9 @@ def test_what_cannot_be_clustered_is_refused(x, config, message):
     kmeans.fit(x, config)
 
 
-@pytest.mark.parametrize('wrong', [{'clusters': -1}, {'iterations': 0}, {'init': 'best'}])
+@pytest.mark.parametrize(
+  'wrong', [{'clusters': -1}, {'iterations': 0}, {'init': 'best'}, {'tolerance': 1.0}]
+)
 def test_settings_are_checked(wrong):
   with pytest.raises(ConfigError, match=next(iter(wrong))):
     KMeansConfig(**wrong)

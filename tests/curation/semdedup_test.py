@@ -49,16 +49,46 @@ def test_a_cluster_of_many_tiles():
   check(*clustered([700, 1]), 'hard')
 
 
-def test_padding_is_an_eighth_at_most():
-  sizes = [semdedup._padded_size(np.int64(rows)) for rows in range(2, 2049)]
-  assert sizes[0] == 64 and sizes[-1] == 2048 and len(set(sizes)) <= 20
-  for rows, size in enumerate(sizes, 2):
-    assert rows <= size <= max(rows + 63, 1.25 * rows)
+@pytest.mark.parametrize('batch', [64, 128, 256])
+def test_clusters_larger_than_a_batch(monkeypatch, batch):
+  monkeypatch.setattr(semdedup, '_BATCH', batch)
+  check(*clustered([300, 129, 20, 1, 128, 2]), 'hard')
 
 
-def test_clusters_larger_than_a_chunk(monkeypatch):
-  monkeypatch.setattr(semdedup, '_CHUNK', 128)
-  check(*clustered([300, 129, 20, 128]), 'hard')
+def test_equal_rows_of_a_cluster_larger_than_a_batch_have_the_first_as_nearest(monkeypatch):
+  monkeypatch.setattr(semdedup, '_BATCH', 64)
+  x = np.tile(unit(np.ones((1, 4))), (200, 1))
+  cluster, distance = np.zeros(200, np.int32), np.zeros(200, np.float32)
+  found = semdedup.earlier(x, cluster, distance, prefer='hard')
+  assert found.nearest_N.tolist() == [-1] + [0] * 199
+
+
+@hypothesis.settings(max_examples=15, deadline=None)
+@hypothesis.given(st.lists(st.integers(1, 300), max_size=5), st.integers(0, 7), st.booleans())
+def test_every_row_meets_those_before_it_once(sizes, extra, few):
+  """Over all batches, each pair of a cluster is in one product or, at most, in two."""
+  end = np.cumsum(sizes + [extra + 1])
+  start = end - (sizes + [extra + 1])
+  limit = semdedup.BATCH
+  try:
+    semdedup.BATCH = 128 if few else limit
+    met = np.zeros((end[-1], end[-1]), int)
+    for parts, is_between in semdedup._batches(start.tolist(), end.tolist()):
+      place = np.concatenate([np.arange(*part) for part in parts])
+      assert len(place) <= semdedup.BATCH
+      F = -(-len(place) // 64) * 64
+      items = semdedup._items(parts, is_between, F)
+      assert len(items) <= F // 2
+      for row, stop, column, length in items:
+        rows = np.arange(row, min(row + 64, stop))
+        columns = np.arange(column, min(column + semdedup._lengths(F)[length], len(place)))
+        pairs = columns[:, None] < rows
+        met[np.ix_(place[columns], place[rows])] += pairs
+    cluster = np.repeat(np.arange(len(end)), end - start)
+    wanted = np.triu(cluster[:, None] == cluster, 1)
+    assert np.array_equal(met > 0, wanted) and met.max(initial=0) <= 2
+  finally:
+    semdedup.BATCH = limit
 
 
 def test_devices_do_not_show():

@@ -65,6 +65,24 @@ def test_rows_that_make_no_sense_are_refused(ids, x, message):
     of_rows(ids, x)
 
 
+def test_rows_in_a_file_are_those_in_memory(tmp_path):
+  ids, x = cloud()
+  x[7] = 0
+  given = embeddings.of_arrays(ids, x)
+  held = vectors.of_embeddings(given)
+  on_disk = vectors.of_embeddings(given, tmp_path / 'work' / 'rows.npy')
+  assert isinstance(on_disk.x_ND, np.memmap) and on_disk.ids.equals(held.ids)
+  np.testing.assert_array_equal(on_disk.x_ND, held.x_ND)
+  rows = np.arange(0, 299, 7)
+  selected = on_disk.at(on_disk.usable_U).at(rows)
+  expected = held.x_ND[held.usable_U[rows]]
+  np.testing.assert_array_equal(selected.x_UD[3:9], expected[3:9])
+  np.testing.assert_array_equal(np.asarray(selected.x_UD), expected)
+  config = D4Config(0.4, kmeans=dataclasses.replace(KMEANS, fit_rows=100))
+  one, other = (d4.run(of, config, Stages()) for of in (held, on_disk))
+  assert one.table.equals(other.table)
+
+
 def test_semdedup_says_of_whom_a_dropped_row_is_a_copy():
   ids, x = cloud()
   of = of_rows(ids, x)
