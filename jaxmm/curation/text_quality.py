@@ -345,9 +345,12 @@ def documents(
   """Counts of every text; see `line_passes` for errors."""
   lines_by_D = [text_lines.lines_of(text, config.unit) for text in texts]
   passes_LR, tokens_L = line_passes([l for lines in lines_by_D for l in lines], config, parser)
-  lines_D = np.array([len(lines) for lines in lines_by_D], np.int64)
-  bound = np.concatenate([[0], np.cumsum(lines_D)])
+  return of_lines(passes_LR, tokens_L, np.array([len(lines) for lines in lines_by_D], np.int64))
 
+
+def of_lines(passes_LR: np.ndarray, tokens_L: np.ndarray, lines_D: np.ndarray) -> Documents:
+  """Counts of documents from those of their lines, one document after the other."""
+  bound = np.concatenate([[0], np.cumsum(lines_D)])
   return Documents(_sums(passes_LR * tokens_L[:, None], bound), _sums(tokens_L, bound), lines_D)
 
 

@@ -36,6 +36,7 @@ from jaxmm.data.corpus import CorpusConfig
 
 FORMAT = 'jaxmm-text-quality-weights-1'
 _SHORTEST_ROW = 16
+_SHARES = tuple(tenths / 10 for tenths in range(10, 0, -1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,8 @@ class FittedWeights:
     num_lines: of the sample, those without tokens left out.
     num_tokens: of the sample.
     readings: of the rules (`QualityConfig.readings`), where they are known.
+    kept_perplexity: {share: perplexity of that share of the documents, the best by the score};
+      where it rises as less is kept, useful text is being cut. Empty without documents.
   """
 
   rules: tuple[str, ...]
@@ -62,6 +65,7 @@ class FittedWeights:
   num_lines: int
   num_tokens: float
   readings: Mapping[str, Any] | None = None
+  kept_perplexity: Mapping[float, float] = dataclasses.field(default_factory=dict)
 
   @property
   def weights(self) -> Weights:
@@ -81,6 +85,7 @@ class FittedWeights:
       'num_lines': self.num_lines,
       'num_tokens': self.num_tokens,
       'readings': self.readings,
+      'kept_perplexity': {f'{share:g}': _or_none(p) for share, p in self.kept_perplexity.items()},
     }
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +99,9 @@ class FittedWeights:
     ]  # fmt: skip
     columns = (self.rules, self.perplexity_R, self.weight_R, self.line_rate_R)
     rows += [f'| {rule} | {p:.4g} | {w:.4f} | {r:.1%} |' for rule, p, w, r in zip(*columns)]
+    if self.kept_perplexity:
+      rows += ['', '| documents kept | perplexity of their lines |', '|---|---|']
+      rows += [f'| {share:.0%} | {p:.4g} |' for share, p in self.kept_perplexity.items()]
     return '\n'.join(rows)
 
 
@@ -235,11 +243,41 @@ def fitted(
   Raises:
     ConfigError: see `fit_weights` and `text_quality.line_passes`.
   """
-  lines = [line for text in texts for line in text_lines.lines_of(text, config.unit)]
-  passes_LR, _ = text_quality.line_passes(lines, config, parser)
+  lines_by_D = [text_lines.lines_of(text, config.unit) for text in texts]
+  lines = [line for of in lines_by_D for line in of]
+  passes_LR, tokens_L = text_quality.line_passes(lines, config, parser)
   nll_L, count_L = judge.likelihoods(lines, echo)
   found = fit_weights(passes_LR, nll_L, count_L, config.rules)
-  return dataclasses.replace(found, readings=config.readings())
+  lines_D = np.array([len(of) for of in lines_by_D], np.int64)
+  rates_DR = text_quality.of_lines(passes_LR, tokens_L, lines_D).rates_DR
+  curve = kept_perplexity(
+    text_quality.scores(rates_DR, config.rules, found.weights), nll_L, count_L, lines_D
+  )
+  return dataclasses.replace(found, readings=config.readings(), kept_perplexity=curve)
+
+
+def kept_perplexity(
+  score_D: np.ndarray, nll_L: np.ndarray, count_L: np.ndarray, lines_D: np.ndarray
+) -> dict[float, float]:
+  """{share: perplexity of the lines of that share of the documents, the best by score}.
+
+  The paper's second check of a pruning level.
+
+  Args:
+    score_D: of documents; nan for none.
+    nll_L, count_L: of their lines, one document after the other.
+    lines_D: how many lines each has.
+  """
+  document_L = np.repeat(np.arange(len(lines_D)), lines_D)
+  nats_D, tokens_D = (
+    np.bincount(document_L, weights=of_L, minlength=len(lines_D)) for of_L in (nll_L, count_L)
+  )
+  out = {}
+  for share in _SHARES:
+    is_kept_D = text_quality.best(score_D, share)
+    tokens = tokens_D[is_kept_D].sum()
+    out[share] = float(np.exp(nats_D[is_kept_D].sum() / tokens)) if tokens else float('nan')
+  return out
 
 
 def sample(inputs: CorpusConfig, number: int) -> list[str]:

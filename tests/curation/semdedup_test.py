@@ -51,12 +51,12 @@ def test_a_cluster_of_many_tiles():
 
 @pytest.mark.parametrize('batch', [64, 128, 256])
 def test_clusters_larger_than_a_batch(monkeypatch, batch):
-  monkeypatch.setattr(semdedup, '_BATCH', batch)
+  monkeypatch.setattr(semdedup, 'BATCH', batch)
   check(*clustered([300, 129, 20, 1, 128, 2]), 'hard')
 
 
 def test_equal_rows_of_a_cluster_larger_than_a_batch_have_the_first_as_nearest(monkeypatch):
-  monkeypatch.setattr(semdedup, '_BATCH', 64)
+  monkeypatch.setattr(semdedup, 'BATCH', 64)
   x = np.tile(unit(np.ones((1, 4))), (200, 1))
   cluster, distance = np.zeros(200, np.int32), np.zeros(200, np.float32)
   found = semdedup.earlier(x, cluster, distance, prefer='hard')

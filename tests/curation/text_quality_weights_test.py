@@ -147,3 +147,14 @@ def test_a_sample_is_the_same_however_the_corpus_is_dealt_out(tmp_path):
   assert sorted(every) == sorted(texts[1:]) and every[:20] == whole
   with pytest.raises(ConfigError, match='number is 0'):
     text_quality_weights.sample(CorpusConfig(('x',)), 0)
+
+
+def test_perplexity_of_what_is_kept_worked_by_hand():
+  # Three documents of 2, 1 and 0 lines; the best is the second.
+  nll_L, count_L = np.array([2.0, 4.0, 1.0]), np.array([1.0, 2.0, 2.0])
+  score_D, lines_D = np.array([0.2, 0.9, np.nan]), np.array([2, 1, 0])
+  curve = text_quality_weights.kept_perplexity(score_D, nll_L, count_L, lines_D)
+  assert list(curve) == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+  np.testing.assert_allclose(curve[1.0], np.exp(7 / 5))
+  np.testing.assert_allclose(curve[0.5], np.exp(1 / 2))
+  assert np.isnan(curve[0.1])
