@@ -333,7 +333,10 @@ def _add_reproduce(verbs):
   p.add_argument('--workdir', help='default: runs/reproduce-PAPER')
   p.add_argument(
     '--data-path',
-    help='a folder or zip of pictures train/CLASS/*, test/CLASS/*, if not from TFDS',
+    metavar='PATH',
+    help="the claim's data, as experiments/PAPER/README.md says: pictures train/CLASS/*, test/CLASS/* "
+    '(crt, dbp), a folder with pool* and held_out/* (texts); default: from TFDS, or the standard '
+    'library of Python (scip, long_files)',
   )
   p.add_argument('--seeds', type=int, nargs='+', help='default: those of the claim')
   p.add_argument('--scale', type=float, default=1.0, help='scale all step counts (to try it out)')
