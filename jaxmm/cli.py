@@ -335,8 +335,8 @@ def _add_reproduce(verbs):
     '--data-path',
     metavar='PATH',
     help="the claim's data, as experiments/PAPER/README.md says: pictures train/CLASS/*, "
-    'test/CLASS/* (crt, dbp), a folder with pool* and held_out/* (texts); default: from TFDS, or the standard '
-    'library of Python (scip, long_files)',
+    'test/CLASS/* (crt, dbp), a folder with pool* and held_out/* (texts); default: from TFDS, or '
+    'the standard library of Python (scip, long_files)',
   )
   p.add_argument('--seeds', type=int, nargs='+', help='default: those of the claim')
   p.add_argument('--scale', type=float, default=1.0, help='scale all step counts (to try it out)')
