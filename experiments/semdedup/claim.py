@@ -7,6 +7,11 @@ The corpus is newswire, much of which is made from templates (earnings, dividend
 LAION is full of near-copies. Held-out texts are of other kinds (books, web pages, encyclopedia):
 news held out of the same templates would reward what is pruned. `planted` is the harness's own
 control: three fifths of that pool are copies of a few texts with some words left out.
+
+This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when a
+model began to see more than the frequency of tokens hung on chance, and differences between seeds
+of the same arm were as large as those between arms; it was inconclusive, README.md has its table.
+Now all arms of a seed begin with the same model. Criteria and arms are the same; the seeds are new.
 """
 
 from __future__ import annotations
@@ -25,10 +30,11 @@ from jaxmm.studies.verdict import Claim, Criterion
 KEEP, PLANTED_KEEP = 0.5, 0.4
 COPIES, SOURCES = 0.6, 40
 SETTINGS = (
-  'steps=1000', 'batch=8', 'model.width=64', 'model.depth=2', 'model.num_heads=2',
-  'model.tied_head=True', 'data.text.length=128', 'optimizer.model.learning_rate=8e-3',
+  'steps=600', 'batch=8', 'model.width=64', 'model.depth=2', 'model.num_heads=2',
+  'model.tied_head=True', 'data.text.length=128', 'optimizer.model.learning_rate=4e-3',
   'checkpoint.every=1000', 'log.every=50',
 )  # fmt: skip
+START = ('steps=800', 'optimizer.model.learning_rate=8e-3')
 VOCAB_SIZE = 1024
 ENCODER = {'encoder': 'minilm', 'max_tokens': 128}
 WHAT = 'for example Reuters-21578 as pool, and books, C4 and Wikipedia held out'
@@ -120,8 +126,9 @@ STUDY = PruningClaim(
     **CONTROL_ARMS,
   },
   settings=SETTINGS,
+  start=START,
   vocab_size=VOCAB_SIZE,
-  seeds=(1, 2, 3, 4),
+  seeds=(5, 6, 7, 8),
   title='Does a corpus without semantic duplicates teach more?',
   subtitle='SemDeDup (arXiv:2303.09540) in miniature on newswire',
   departures=DEPARTURES,

@@ -9,6 +9,11 @@ Held out are texts of other kinds (books, encyclopedia, news), which the paper's
 are nearer to than to raw web pages. `planted` is the harness's own control, with the answer
 known: two fifths of that pool are random letters. (The rules are not asked about it: a judge that
 was trained on a pool finds what repeats itself there easy, as a pilot with menus showed.)
+
+This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when a
+model began to see more than the frequency of tokens hung on chance, and differences between seeds
+of the same arm were as large as those between arms; it was inconclusive, README.md has its table.
+Now all arms of a seed begin with the same model. Criteria and arms are the same; the seeds are new.
 """
 
 from __future__ import annotations
@@ -117,8 +122,9 @@ STUDY = PruningClaim(
     'planted_clean': Arm('planted', scip.not_planted(JUNK), {'method': 'planted', 'junk': JUNK}),
   },
   settings=semdedup.SETTINGS,
+  start=semdedup.START,
   vocab_size=semdedup.VOCAB_SIZE,
-  seeds=(1, 2, 3, 4),
+  seeds=(5, 6, 7, 8),
   title='Does web text of high quality teach more?',
   subtitle='Text Quality-Based Pruning (arXiv:2405.01582) in miniature',
   departures=DEPARTURES,

@@ -4,6 +4,10 @@ Every arm is a keep-list over a pool of texts. For each seed and arm the same mo
 same number of steps on what the list keeps (which is repeated as often as it takes) and is
 evaluated on held-out texts that no list touches. Seeds change the model's start, the order of the
 data and whatever a selection draws.
+
+A small model learns nothing but the frequency of tokens for some hundred steps, and when it begins
+to see more hangs on chance: that would be most of what differs between runs. So all arms of a seed
+may begin with one model that has been trained on other texts of the pool's kind (`START`).
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ from jaxmm.tokenizers import text
 
 Echo = Callable[[str], None]
 _TOKENIZER = 'tokenizer.json'
+# Name of the pool, and of the stage, of a common start.
+START = 'start'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Pruning:
     held_out: names of the held-out texts.
     means: {metric: names of held-out texts} whose mean bits a byte is one.
     seeds: every arm is trained with each.
+    start: run config of the model that all arms of a seed begin with, trained on the pool START;
+      None begins with random weights.
     vocab_size: of a BPE that is trained on the first pool, the same for all arms; 0 for bytes.
     encoder: of the vectors, made when it is needed.
     encoder_settings: its name, JSON values.
@@ -119,6 +127,7 @@ class Pruning:
   held_out: Sequence[str]
   means: Mapping[str, Sequence[str]]
   seeds: Sequence[int] = (0,)
+  start: Mapping[str, Any] | None = None
   vocab_size: int = 0
   encoder: Callable[[], Embedder] | None = None
   encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -177,7 +186,30 @@ def add_stages(study: Study, plan: Pruning) -> None:
       )
     )
   for seed, name in paired(plan.seeds, list(plan.arms)):
+    _add_start(study, plan, seed)
     _add_arm(study, plan, seed, name)
+
+
+def _add_start(study: Study, plan: Pruning, seed: int) -> None:
+  name = f'seed-{seed}/{START}'
+  if plan.start is None or name in study.stages:
+    return
+  study.add(
+    Stage(
+      name,
+      lambda path: _train_start(study, plan, seed, path),
+      dict(plan.start, seed=seed) | {'jaxmm': jaxmm.__version__},
+      ('corpora',),
+      title=f'seed {seed}: common start',
+      cost=60.0,
+    )
+  )
+
+
+def _train_start(study: Study, plan: Pruning, seed: int, path: pathlib.Path) -> dict[str, Any]:
+  config = _with_data(study, plan, dict(plan.start, seed=seed), START)
+  run.train_from_config(config, path, evaluates=False, echo=study.echo)
+  return {'steps': config['steps']}
 
 
 def _add_arm(study: Study, plan: Pruning, seed: int, name: str) -> None:
@@ -199,7 +231,7 @@ def _add_arm(study: Study, plan: Pruning, seed: int, name: str) -> None:
       f'{at}/model',
       lambda path: _train(study, plan, name, seed, path),
       model | {'held_out': list(plan.held_out), 'jaxmm': jaxmm.__version__},
-      (f'{at}/list',),
+      (f'{at}/list', *([] if plan.start is None else [f'seed-{seed}/{START}'])),
       title=f'{title}: model',
       cost=60.0,
     )
@@ -244,25 +276,32 @@ def _select(study: Study, arm: Arm, seed: int, path: pathlib.Path) -> dict[str, 
 
 def config_of(plan: Pruning, study: Study, name: str, seed: int) -> dict[str, Any]:
   """The run config of one arm's model."""
-  arm, config = plan.arms[name], configs.plain(dict(plan.model))
-  path = pruning_corpora.file_of(study.path('corpora'), POOLS, arm.pool)
+  config = _with_data(study, plan, dict(plan.model, seed=seed), plan.arms[name].pool)
   lists = study.path(f'seed-{seed}/{name}/list') / 'keep.parquet'
-  of_pool = {'name': 'text', 'split': 'all', 'id_field': 'id'}
-  config['data'] = dict(config['data'], path=str(path), keep_list=str(lists), **of_pool)
-  held_out = pruning_corpora.file_of(study.path('corpora'), HELD_OUT, plan.held_out[0])
+  config['data'] |= {'keep_list': str(lists), 'id_field': 'id'}
+  return config
+
+
+def _with_data(study: Study, plan: Pruning, config: Mapping[str, Any], pool: str) -> dict[str, Any]:
+  """A run config with its pool, the tokenizer, and the first of the held-out texts."""
+  out = configs.plain(dict(config))
+  path = pruning_corpora.file_of(study.path('corpora'), POOLS, pool)
+  out['data'] = dict(out['data'], name='text', path=str(path), split='all')
   if plan.vocab_size:
     where = study.path('corpora') / _TOKENIZER
     tokenizer = text.load(where)
     ids = {f'{name}_id': tokenizer.special_id(f'<{name}>') for name in ('pad', 'bos', 'eos')}
-    config['data']['text'] = config['data']['text'] | {'tokenizer': str(where), **ids}
-    config['model']['vocab_size'] = tokenizer.vocab_size
-  config['eval_data'] = dict(config['data'], path=str(held_out), keep_list='')
-  return dict(config, seed=seed)
+    out['data']['text'] = out['data']['text'] | {'tokenizer': str(where), **ids}
+    out['model']['vocab_size'] = tokenizer.vocab_size
+  held_out = pruning_corpora.file_of(study.path('corpora'), HELD_OUT, plan.held_out[0])
+  out['eval_data'] = dict(out['data'], path=str(held_out), keep_list='')
+  return out
 
 
 def _train(study: Study, plan: Pruning, name: str, seed: int, path: pathlib.Path) -> dict[str, Any]:
   config = config_of(plan, study, name, seed)
-  run.train_from_config(config, path, evaluates=False, echo=study.echo)
+  start = None if plan.start is None else str(study.path(f'seed-{seed}/{START}'))
+  run.train_from_config(config, path, evaluates=False, init_from=start, echo=study.echo)
   loaded = loading.load(path)
   sizes, out = study.result('corpora')[HELD_OUT], {}
   for held_out in plan.held_out:

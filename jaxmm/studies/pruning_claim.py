@@ -49,6 +49,8 @@ class PruningClaim:
     corpora: of the user's `--data-path` (None where it is not given) and the scale.
     arms: by name.
     settings: `key=value` of the LM's config, over `config`.
+    start: the same of the model that all arms of a seed begin with, over `settings`; none begins
+      with random weights. See `pruning`.
     config: file with `get_config` of the LM.
     seeds: every arm is trained with each.
     vocab_size: see `pruning.Pruning`.
@@ -67,6 +69,7 @@ class PruningClaim:
   subtitle: str
   departures: tuple[str, ...] = ()
   config: str = 'lm/mini.py'
+  start: tuple[str, ...] = ()
   vocab_size: int = 0
   encoder: Callable[[], Embedder] | None = None
   encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -128,15 +131,13 @@ def planned(
           arm, list(claim.arms), f'the claim, for criterion {criterion.name!r},'
         )
   corpora = claim.corpora(pathlib.Path(data_path) if data_path else None, scale)
-  model = configs.plain(runs.with_settings(configs.load_config(claim.config), claim.settings))
-  model['steps'] = max(2, round(model['steps'] * scale))
-  for rule in model['optimizer'].values():
-    rule['warmup'] = min(rule.get('warmup', 0), model['steps'] // 2)
+  start = (*claim.settings, *claim.start)
   return Pruning(
     corpora=corpora.write,
     corpora_settings=corpora.settings,
     arms=claim.arms,
-    model=model,
+    model=_config(claim, claim.settings, scale),
+    start=_config(claim, start, scale) if claim.start else None,
     held_out=corpora.held_out,
     means=corpora.means,
     seeds=tuple(seeds or claim.seeds),
@@ -144,6 +145,15 @@ def planned(
     encoder=claim.encoder,
     encoder_settings=claim.encoder_settings,
   )
+
+
+def _config(claim: PruningClaim, settings: Sequence[str], scale: float) -> dict[str, Any]:
+  """The LM's run config with its lengths in steps scaled."""
+  config = configs.plain(runs.with_settings(configs.load_config(claim.config), settings))
+  config['steps'] = max(2, round(config['steps'] * scale))
+  for rule in config['optimizer'].values():
+    rule['warmup'] = min(rule.get('warmup', 0), config['steps'] // 2)
+  return config
 
 
 def _judged(claim: PruningClaim, study: Study, measured: Mapping, scale: float) -> list:

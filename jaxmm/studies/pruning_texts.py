@@ -12,11 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from jaxmm.config import ConfigError
 from jaxmm.studies import pruning_corpora
+from jaxmm.studies.pruning import START
 from jaxmm.studies.pruning_claim import Corpora
 from jaxmm.studies.pruning_corpora import HELD_OUT, POOLS, Texts
 
-# Bytes of a pool and of each held-out text at scale 1; pilots chose them for minutes on two cores.
-POOL_BYTES, HELD_OUT_BYTES = 1_600_000, 120_000
+# Bytes of a pool, of what models begin with, and of each held-out text at scale 1; pilots chose
+# them for minutes on two cores.
+POOL_BYTES, START_BYTES, HELD_OUT_BYTES = 1_600_000, 800_000, 120_000
 _LIBRARY = pathlib.Path(sysconfig.get_paths()['stdlib'])
 _SKIPPED = ('site-packages', 'dist-packages', '__pycache__')
 
@@ -29,8 +31,8 @@ def of_folder(
   planting: Mapping[str, object],
   what: str,
 ) -> Corpora:
-  """Pools `natural` and `planted` of DIR/pool*, held-out texts of DIR/held_out, and `pool`, what
-  the pool itself has left over.
+  """Pools `natural` and `planted` of DIR/pool*, what models begin with, held-out texts of
+  DIR/held_out, and `pool`, held out of the pool itself.
 
   `bits_elsewhere` is the mean over the held-out texts that are not of the pool.
 
@@ -43,17 +45,23 @@ def of_folder(
   """
   found = pruning_corpora.user_texts(data_path, what, skipped=('pool',))
   elsewhere = tuple(name for name in found if name != 'pool')
-  sizes = {'pool_bytes': round(POOL_BYTES * scale), 'held_out_bytes': round(HELD_OUT_BYTES * scale)}
+  sizes = {
+    'pool_bytes': round(POOL_BYTES * scale),
+    'start_bytes': round(START_BYTES * scale),
+    'held_out_bytes': round(HELD_OUT_BYTES * scale),
+  }
 
   def write(directory: pathlib.Path):
     order = pruning_corpora.shuffled(found['pool'])
     of_pool = pruning_corpora.up_to(order, sizes['held_out_bytes'])
     natural = pruning_corpora.up_to(order[len(of_pool) :], sizes['pool_bytes'])
+    left = order[len(of_pool) + len(natural) :]
+    start = pruning_corpora.up_to(left, sizes['start_bytes'])
     held_out = {'pool': of_pool}
     for name in elsewhere:
       pieces = pruning_corpora.shuffled(_pieces(found[name]))
       held_out[name] = pruning_corpora.up_to(pieces, sizes['held_out_bytes'])
-    pools = {'natural': natural, 'planted': plant(natural)}
+    pools = {'natural': natural, 'planted': plant(natural), START: start}
     return pruning_corpora.write(directory, {POOLS: pools, HELD_OUT: held_out})
 
   return Corpora(
@@ -95,6 +103,7 @@ def of_library(
     extra, sources = [], [str(_LIBRARY)]
   sizes = {
     'pool_bytes': round(pool_bytes * scale),
+    'start_bytes': round(START_BYTES * scale),
     'held_out_bytes': round(HELD_OUT_BYTES * scale),
   }
   names = tuple(path.name.partition('.')[0] for path in extra)
@@ -114,7 +123,8 @@ def of_library(
       texts = pruning_corpora.shuffled(pruning_corpora.texts_of([str(path)]))
       held_out[name] = pruning_corpora.up_to(texts, sizes['held_out_bytes'])
     natural = pruning_corpora.up_to(left, sizes['pool_bytes'])
-    pools = {'natural': natural, 'planted': plant(natural)}
+    start = pruning_corpora.up_to(left[len(natural) :], sizes['start_bytes'])
+    pools = {'natural': natural, 'planted': plant(natural), START: start}
     return pruning_corpora.write(directory, {POOLS: pools, HELD_OUT: held_out})
 
   return Corpora(

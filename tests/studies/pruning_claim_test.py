@@ -74,6 +74,7 @@ def claim(**changes):
     },
     settings=SETTINGS,
     vocab_size=300,
+    start=('steps=4',),
     seeds=(1, 2, 3),
     title='Toy', subtitle='of tests',
     departures=('All of it.',),
@@ -94,11 +95,12 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     pruning_claim.run(claim(), work, data_path=texts, echo=stopping)
   done = {f: f.stat().st_mtime_ns for f in work.rglob('result.json')}
-  # Corpora, vectors, three lists and models of the first seed, a model and two lists of the second.
-  assert len(done) == 1 + 1 + 6 + 3
+  # Corpora, vectors, of the first seed a start, three lists and models, of the second a start, a
+  # model and two lists.
+  assert len(done) == 1 + 1 + 7 + 4
   page = pruning_claim.run(claim(), work, data_path=texts, echo=said.append)
   assert all(f.stat().st_mtime_ns == then for f, then in done.items())
-  assert len(list(work.rglob('result.json'))) == 1 + 1 + 3 * 6
+  assert len(list(work.rglob('result.json'))) == 1 + 1 + 3 * 7
 
   measured = json.loads((work / 'measurements.json').read_text())
   assert set(measured) == {'random', 'first', 'planted'} and set(measured['first']) == set('123')
@@ -118,6 +120,10 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   assert verdict['sentence'] in shown and '| bits_elsewhere |' in shown and shown.endswith('b\n')
   text = page.read_text()
   assert 'not_first' in text and 'Where this departs' in text and 'bits_elsewhere' in text
+  for seed in (1, 2):
+    begun = work / f'seed-{seed}/start'
+    log = (work / f'seed-{seed}/random/model/environment.json').parent
+    assert (begun / 'checkpoints').is_dir() and log.is_dir()
   lists = [keep_list.read(work / f'seed-{s}/random/list/keep.parquet') for s in (1, 2)]
   assert lists[0].table['keep'] != lists[1].table['keep']
 
