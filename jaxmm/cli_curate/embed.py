@@ -6,7 +6,8 @@ import os
 
 from jaxmm.cli_curate.options import corpus, corpus_of
 
-ENCODERS = ('minilm', 'image', 'lm', 'brought')
+OURS = ('minilm', 'image', 'tokenizer', 'lm')
+ENCODERS = (*OURS, 'brought')
 
 
 def add(methods, verb) -> None:
@@ -15,7 +16,8 @@ def add(methods, verb) -> None:
     methods, 'embed', _embed,
     'Vectors of every example, in a directory that methods on vectors read. Run again it goes on.\n'
     'Encoders: minilm (all-MiniLM-L6-v2, or a folder of BERT weights), image (EfficientNet-\n'
-    'Lite0), lm (last states of an LM that `jaxmm train` trained), brought (your own vectors).',
+    'Lite0), tokenizer (mean latents of an image tokenizer that `jaxmm train` trained), lm (last\n'
+    'states of an LM of it), brought (your own vectors).',
     'jaxmm curate embed --input corpus/*.jsonl.gz --id-field id --encoder minilm --output vectors\n'
     '  jaxmm curate embed --input corpus/*.jsonl.gz --id-field id --encoder brought \\\n'
     '      --vectors x.npy --ids ids.txt --output vectors',
@@ -36,8 +38,8 @@ def of_encoder(p) -> None:
   p.add_argument(
     '--weights',
     metavar='PATH',
-    help='folder of BERT weights, file of EfficientNet-Lite0, run of an LM; default: those of the '
-    'package, where there is one',
+    help='folder of BERT weights, file of EfficientNet-Lite0, run of a tokenizer or an LM; '
+    'default: those of the package, where there is one',
   )
   p.add_argument('--max-tokens', type=int, help='cut texts off here; default: as published')
   p.add_argument('--image-size', type=int, help='pixels that the network sees; default: 224')
@@ -72,6 +74,10 @@ def embed(options, directory: str) -> None:
 
   if options.encoder == 'image':
     embedder = encoders.image(options.weights, options.image_size)
+  elif options.encoder == 'tokenizer':
+    if not options.weights:
+      raise ConfigError('--encoder tokenizer needs --weights RUN, a run of `jaxmm train`')
+    embedder = encoders.tokenizer(options.weights)
   elif options.encoder == 'lm':
     if not options.weights:
       raise ConfigError('--encoder lm needs --weights RUN, a run of `jaxmm train`')
@@ -107,7 +113,7 @@ def _brought(options) -> int:
 
 # Options that only some encoders read: naming one for another is a mistake.
 _READ_BY = {
-  'weights': ('minilm', 'image', 'lm'),
+  'weights': OURS,
   'max_tokens': ('minilm', 'lm'),
   'image_size': ('image',),
   'vectors': ('brought',),

@@ -81,6 +81,24 @@ def test_pictures_give_the_classifiers_features(tmp_path, monkeypatch):
     encoders.image(tmp_path / 'w.npz', 16)
 
 
+def test_pictures_give_a_tokenizers_mean_latents(path, tmp_path):
+  # Of the run that the room's tests share: one picture of it is damaged.
+  what, loaded = encoders.tokenizer(path.tokenizer), loading.load(path.tokenizer)
+  words = ['--input', path.pictures / 'train', '--encoder', 'tokenizer', '--processes', 1]
+  words += ['--weights', path.tokenizer, '--batch', 8, '--rows-per-shard', 16]
+  assert embedded(*words, '--output', tmp_path / 'v') == 0
+  found = embeddings.read(tmp_path / 'v')
+  assert found.identity == json.loads(json.dumps(what.identity))
+  assert found.reasons() == {'unreadable': 1} and found.x_ND.shape == (24, what.width)
+  file = path.pictures / 'train' / found.ids[-1].as_py()
+  pixels = np.asarray(Image.open(file), np.float32)[None] / 127.5 - 1
+  feature = loaded.model.apply(loaded.network(), pixels, method='features')
+  expected = np.asarray(feature).mean((0, 1, 2))
+  np.testing.assert_allclose(found.x_ND[23], expected / np.linalg.norm(expected), atol=1e-5)
+  with pytest.raises(ConfigError, match='a run of jaxmm.models.image_lm, expected'):
+    encoders.tokenizer(path.lm)
+
+
 def test_the_digest_of_weights_sees_every_value_name_and_shape():
   tree = {'a': np.zeros((2, 3), np.float32), 'b': np.ones(2, np.float32)}
   changes = [
@@ -141,6 +159,7 @@ def test_the_verb_takes_vectors_that_are_brought(tmp_path, corpus_file, capsys):
     (['--encoder', 'minilm', '--vectors', 'x.npy'], '--vectors is for --encoder brought, not'),
     (['--encoder', 'brought'], '--encoder brought needs --vectors FILE'),
     (['--encoder', 'lm'], '--encoder lm needs --weights RUN'),
+    (['--encoder', 'tokenizer'], '--encoder tokenizer needs --weights RUN'),
   ],
 )
 def test_options_that_do_not_fit_are_named(tmp_path, corpus_file, words, message, capsys):
