@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     dict(
       task='jaxmm.models.resnet',
       seed=0,
-      steps=600,
-      batch=64,
+      steps=300,
+      batch=48,
       model=dict(stem_stride=2, channels=(32, 64, 128), res_blocks=1, norm_groups=8),
       data=data,
       eval_data=dict(data, name=name.identity(), path=path.identity(), split='test', flip=False),
