@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +40,7 @@ from jaxmm.data import pipeline
 from jaxmm.data.corpus import CorpusConfig
 from jaxmm.studies import encoders, planted_images, run, two_stage
 from jaxmm.studies.planted_images import PlantedConfig
-from jaxmm.studies.stages import Stage, Study, paired
+from jaxmm.studies.stages import Stage, Study, paired, read_records
 
 METHODS = ('all', 'random', 'prototypes', 'dbp')
 NOT_DRAWN = 'not_drawn'
@@ -280,14 +282,29 @@ def measurements(study: Study, plan: ImagePruning) -> dict[str, dict[int, dict[s
   """
   out: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in plan.arms}
   for seed, arm in paired(plan.seeds, list(plan.arms)):
-    found, kept = study.result(f'seed-{seed}/{arm}'), study.result(f'seed-{seed}/lists')[arm]
-    share_V = np.array(kept['classes'], np.float64) / kept['kept']
-    share_V = share_V[share_V > 0]
-    out[arm][seed] = {
-      'accuracy': 100 * found['accuracy'],
-      'cross_entropy': found['cross_entropy'],
-      'kept': float(kept['kept']),
-      'different': float(kept['different']),
-      'class_perplexity': float(np.exp(-np.sum(share_V * np.log(share_V)))),
-    }
+    kept = study.result(f'seed-{seed}/lists')[arm]
+    out[arm][seed] = _measures(study.result(f'seed-{seed}/{arm}'), kept)
   return out
+
+
+def read_measurements(directory: str | os.PathLike) -> dict[str, dict[int, dict[str, float]]]:
+  """`measurements` of all arms and seeds that are done in a study's directory."""
+  records, out = read_records(directory), {}
+  for name, record in records.items():
+    found = re.fullmatch(r'seed-(\d+)/([^/]+)', name)
+    if found and found[2] != 'lists':
+      kept = records[f'seed-{found[1]}/lists']['result'][found[2]]
+      out.setdefault(found[2], {})[int(found[1])] = _measures(record['result'], kept)
+  return out
+
+
+def _measures(found: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, float]:
+  share_V = np.array(kept['classes'], np.float64) / kept['kept']
+  share_V = share_V[share_V > 0]
+  return {
+    'accuracy': 100 * found['accuracy'],
+    'cross_entropy': found['cross_entropy'],
+    'kept': float(kept['kept']),
+    'different': float(kept['different']),
+    'class_perplexity': float(np.exp(-np.sum(share_V * np.log(share_V)))),
+  }

@@ -1,6 +1,7 @@
 """A claim about pruned pictures at the smallest size: interrupted, continued, judged."""
 
 import dataclasses
+import importlib.util
 import json
 import pathlib
 
@@ -12,7 +13,7 @@ from PIL import Image
 from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list
 from jaxmm.models.classifier import BlockGroup, ClassifierConfig
-from jaxmm.studies import encoders, image_pruning, image_pruning_claim, reproduce
+from jaxmm.studies import encoders, image_pruning, image_pruning_claim, image_pruning_markdown
 from jaxmm.studies.image_pruning import Arm
 from jaxmm.studies.image_pruning_claim import ImagePruningClaim
 from jaxmm.studies.planted_images import PlantedConfig
@@ -20,6 +21,7 @@ from jaxmm.studies.stages import read_records
 from jaxmm.studies.verdict import Claim, Criterion, judge
 from tests.references import efficientnet as reference
 
+ROOT = pathlib.Path(__file__).parents[2]
 ARMS = {
   'random': Arm('random', is_deduplicated=False),
   'deduplicated': Arm('random'),
@@ -86,47 +88,78 @@ def claim_of(weights):
   )  # fmt: skip
 
 
-def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path, weights, pictures):
-  claim, said = claim_of(weights), []
+def started(claim, tmp_path, echo, **options):
+  """The page of the study, run or continued."""
+  return image_pruning_claim.run(
+    claim, tmp_path / 'study', data_path=str(tmp_path / 'pictures'), echo=echo, **options
+  )
 
-  def stopping(line):
-    if 'seed 2: easy ...' in line:
+
+def stopped_at(said, where):
+  """Takes progress lines until one that an interrupt comes at."""
+
+  def echo(line):
+    if where in line:
       raise KeyboardInterrupt
     said.append(line)
 
-  start = lambda echo: image_pruning_claim.run(
-    claim, tmp_path / 'study', data_path=str(pictures), echo=echo
+  return echo
+
+
+def seconds(tmp_path):
+  return {n: r['seconds'] for n, r in read_records(tmp_path / 'study').items()}
+
+
+def test_an_interrupted_study_goes_on_and_repeats_nothing(tmp_path, weights, pictures):
+  claim, said = claim_of(weights), []
+  arms = {name: ARMS[name] for name in ('deduplicated', 'dbp')}
+  claim = dataclasses.replace(
+    claim, arms=arms, claim=dataclasses.replace(claim.claim, criteria=claim.claim.criteria[:1])
   )
   with pytest.raises(KeyboardInterrupt):
-    start(stopping)
-  first = {n: r['seconds'] for n, r in read_records(tmp_path / 'study').items()}
-  # The pool, its vectors, lists of three seeds, all arms of a seed and two of the next.
-  assert len(first) == 2 + 3 + 5 + 2 and 'verdict.json' not in said
-  page = start(said.append)
-  records = read_records(tmp_path / 'study')
-  assert len(records) == 2 + 3 + 3 * 5 and {n: records[n]['seconds'] for n in first} == first
+    started(claim, tmp_path, stopped_at(said, 'seed 1: dbp ...'), seeds=[1])
+  first = seconds(tmp_path)
+  assert set(first) == {'pool', 'vectors', 'seed-1/lists', 'seed-1/deduplicated'}
+  page = started(claim, tmp_path, said.append, seeds=[1])
+  after = seconds(tmp_path)
+  assert set(after) - set(first) == {'seed-1/dbp'} and {n: after[n] for n in first} == first
+  assert any('no verdict: 1 seeds at scale 1.0' in line for line in said)
   assert 'A title' in page.read_text() and 'It is tiny.' in page.read_text()
-
-  lists = records['seed-1/lists']['result']
-  rest = lists['deduplicated']['kept']
-  assert lists['full'] == {'kept': 81, 'different': 45, 'classes': lists['full']['classes']}
-  assert all(lists[arm]['kept'] == rest for arm in ('random', 'easy', 'dbp'))
-  plan = image_pruning_claim.planned(claim, data_path=str(pictures))
-  for arm in ('random', 'easy', 'dbp'):
+  pool = read_records(tmp_path / 'study')['pool']['result']
+  assert pool == {'originals': 44, 'copies': 36, 'class_sizes': [20, 14, 10]}
+  kept = {}
+  for arm in arms:
     keep = keep_list.read(tmp_path / f'study/seed-1/lists/{arm}.parquet')
-    assert len(keep) == 81 and keep.num_kept == rest
-    log = json.loads((tmp_path / f'study/seed-1/{arm}/config.json').read_text())
-    assert log['data']['keep_list'].endswith(f'{arm}.parquet') and log['seed'] == 1
-    assert log['steps'] == plan.classifier['steps'] and not log['eval_data'].get('keep_list')
+    config = json.loads((tmp_path / f'study/seed-1/{arm}/config.json').read_text())
+    assert len(keep) == pool['originals'] + pool['copies']
+    assert config['data']['keep_list'].endswith(f'{arm}.parquet') and config['seed'] == 1
+    assert config['steps'] == 3 and not config['eval_data'].get('keep_list')
+    kept[arm] = keep.num_kept
+  assert kept['deduplicated'] == kept['dbp'] < len(keep) / 2
 
-  verdict = json.loads((tmp_path / 'study/verdict.json').read_text())
+
+@pytest.mark.slow
+def test_a_claim_runs_to_its_verdict(tmp_path, weights, pictures):
+  claim, said = claim_of(weights), []
+  started(claim, tmp_path, said.append)
+  records = read_records(tmp_path / 'study')
+  assert len(records) == 2 + 3 + 3 * 5
+  lists = records['seed-1/lists']['result']
+  assert lists['full']['kept'] == 80 and lists['full']['different'] == 44
+  rest = lists['deduplicated']['kept']
+  assert all(lists[arm]['kept'] == rest for arm in ('random', 'easy', 'dbp'))
   measured = {
     arm: {
       s: {'accuracy': 100 * records[f'seed-{s}/{arm}']['result']['accuracy']} for s in SEEDS
     }
     for arm in ARMS
   }  # fmt: skip
-  assert judge(claim.claim, measured).to_json() == verdict
+  verdict = json.loads((tmp_path / 'study/verdict.json').read_text())
+  again = judge(claim.claim, measured)
+  text = image_pruning_markdown.markdown(tmp_path / 'study')
+  assert text.startswith(f'**{again.outcome.capitalize()}**: {again.sentence()}')
+  assert '| different originals among them | ' in text and '| more |' in text
+  assert again.to_json() == verdict and any(again.text() in line for line in said)
 
 
 def test_the_lists_are_what_the_methods_keep(weights):
@@ -185,6 +218,22 @@ def test_what_cannot_work_is_said_before_anything_is_written(tmp_path, weights):
     Arm('best')
 
 
-def test_the_claim_of_dbp_is_planned(tmp_path):
-  spec = reproduce.papers()['dbp']
-  assert pathlib.Path(spec).is_file()
+def test_the_claim_of_dbp_is_planned():
+  spec = importlib.util.spec_from_file_location('dbp_claim', ROOT / 'experiments/dbp/claim.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  study = dataclasses.replace(module.STUDY, config=str(ROOT / 'experiments/dbp/mini.py'))
+  whole = image_pruning_claim.planned(study)
+  half = image_pruning_claim.planned(study, data_path='x.zip', scale=0.5)
+  assert half.classifier['steps'] * 2 == whole.classifier['steps']
+  warmup = lambda plan: plan.classifier['optimizer']['model']['warmup']
+  assert warmup(half) * 2 == warmup(whole)
+  assert half.classifier['data']['path'] == half.classifier['eval_data']['path'] == 'x.zip'
+  assert whole.classifier['data']['name'] == 'cifar10'
+  assert module.CLAIM.judged_arms() == {'dbp', 'random', 'prototypes', 'with_copies'}
+  assert whole.planted.class_sizes(10) == [500] * 10
+  # Arms differ in their list alone.
+  configs = [image_pruning.classifier_config(whole, 1, arm, 'pool', 'lists') for arm in whole.arms]
+  lists = [config['data'].pop('keep_list') for config in configs]
+  assert all(config == configs[0] for config in configs) and len(set(lists)) == len(lists)
+  assert lists[list(whole.arms).index('full')] == ''
