@@ -40,6 +40,11 @@ def grads_of():
   return jax.jit(jax.value_and_grad(loss, has_aux=True))
 
 
+@jax.jit
+def classified(params, batch):
+  return TASK.classification({'params': params}, batch, jax.random.key(0))
+
+
 def test_microbatches_add_up_to_the_batch_whatever_the_dropout(params, batch, grads_of):
   images = TASK.counts(batch)['images']
   assert images == B - 1
@@ -57,8 +62,9 @@ def test_microbatches_add_up_to_the_batch_whatever_the_dropout(params, batch, gr
 
 
 def test_accuracy_counts_the_valid_whose_largest_logit_is_right(params, batch):
-  logits_BV = resnet.ResNet(TASK.config).apply({'params': params}, TASK.pixels(batch))
-  sums = TASK.classification({'params': params}, batch, jax.random.key(0))
+  network = jax.jit(resnet.ResNet(TASK.config).apply)
+  logits_BV = network({'params': params}, TASK.pixels(batch))
+  sums = classified(params, batch)
   log_p = np.log(np.exp(logits_BV) / np.exp(logits_BV).sum(1, keepdims=True))
   label_B, valid = np.asarray(batch['label_B']), np.asarray(batch['valid_B']) > 0
   assert sums['accuracy'] == ((np.argmax(logits_BV, 1) == label_B)[valid].sum(), B - 1)
@@ -66,7 +72,7 @@ def test_accuracy_counts_the_valid_whose_largest_logit_is_right(params, batch):
     sums['cross_entropy'][0], -log_p[np.arange(B), label_B][valid].sum(), rtol=1e-5
   )
   beyond = batch | {'label_B': batch['label_B'].at[0].set(5)}
-  assert np.isnan(TASK.classification({'params': params}, beyond, None)['cross_entropy'][0])
+  assert np.isnan(classified(params, beyond)['cross_entropy'][0])
 
 
 def test_it_learns_pictures_by_heart(params, batch):
@@ -80,7 +86,7 @@ def test_it_learns_pictures_by_heart(params, batch):
 
   for _ in range(80):
     params = step(params)
-  assert task.classification({'params': params}, batch, None)['accuracy'][0] == B - 1
+  assert classified(params, batch)['accuracy'][0] == B - 1
 
 
 def test_flops_are_those_of_the_kernels_at_every_position():

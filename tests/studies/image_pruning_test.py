@@ -169,7 +169,7 @@ def test_the_lists_are_what_the_methods_keep(weights):
   from jaxmm.curation.vectors import Vectors
 
   rng = np.random.default_rng(0)
-  wide = np.array([1.0, 0, 0, 0]) + 0.5 * rng.standard_normal((20, 4))
+  wide = np.array([1.0, 0, 0, 0]) + 0.25 * rng.standard_normal((20, 4))
   tight = np.array([0, 0, 0, 1.0]) + 0.05 * rng.standard_normal((20, 4))
   x_ND = np.concatenate([wide, tight, wide[:5]]).astype(np.float32)
   x_ND /= np.linalg.norm(x_ND, axis=1, keepdims=True)
@@ -181,7 +181,7 @@ def test_the_lists_are_what_the_methods_keep(weights):
   )
   claim = dataclasses.replace(claim_of(weights), config=__file__)
   plan = image_pruning_claim.planned(claim)
-  plan = dataclasses.replace(plan, eps=1e-4, clusters=2, allocation={'temperature': 0.01})
+  plan = dataclasses.replace(plan, eps=1e-5, clusters=2, allocation={'temperature': 0.01})
   lists = image_pruning.keep_lists(of, plan, 3)
   assert lists['semdedup'].num_kept == 40
   assert {name: keep.num_kept for name, keep in lists.items()} == {
