@@ -1,6 +1,7 @@
 """Encoders for the embedding job: an LM's last states, pictures' features, and the verb."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -19,6 +20,7 @@ from jaxmm.data.corpus import Example
 from jaxmm.models import lm
 from jaxmm.models.classifier import BlockGroup, ClassifierConfig, image_features
 from jaxmm.studies import encoders, loading
+from jaxmm.tokenizers import vqgan_task
 from tests.bert_folder import write_bert
 from tests.references import efficientnet as reference
 
@@ -81,22 +83,34 @@ def test_pictures_give_the_classifiers_features(tmp_path, monkeypatch):
     encoders.image(tmp_path / 'w.npz', 16)
 
 
-def test_pictures_give_a_tokenizers_mean_latents(path, tmp_path):
-  # Of the run that the room's tests share: one picture of it is damaged.
-  what, loaded = encoders.tokenizer(path.tokenizer), loading.load(path.tokenizer)
-  words = ['--input', path.pictures / 'train', '--encoder', 'tokenizer', '--processes', 1]
-  words += ['--weights', path.tokenizer, '--batch', 8, '--rows-per-shard', 16]
-  assert embedded(*words, '--output', tmp_path / 'v') == 0
+def test_pictures_give_a_tokenizers_mean_latents(run_dir, tmp_path, monkeypatch):
+  with pytest.raises(ConfigError, match='a run of jaxmm.models.lm, expected'):
+    encoders.tokenizer('run')
+  network = dict(
+    image_channels=1, channels=4, multipliers=(1, 1), res_blocks=1, attention=False, z_channels=6,
+    norm_groups=2, quantizer=dict(codes=8, width=4),
+  )  # fmt: skip
+  task = vqgan_task.make_task({'image_size': 8, 'perceptual': {'name': 'none'}, 'vqgan': network})
+  init = jax.jit(task.init)(jax.random.key(0), {'image_BYXC': jnp.zeros((1, 8, 8, 1), jnp.uint8)})
+  config = {'task': 'jaxmm.tokenizers.vqgan_task'}
+  run = loading.LoadedTokenizer(tmp_path, config, task, 3, nn.unbox(init))
+  monkeypatch.setattr(encoders.loading, 'load', lambda path: run)
+  rng = np.random.default_rng(0)
+  for name in 'abc':
+    pixels_YX = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+    (tmp_path / 'in').mkdir(exist_ok=True)
+    Image.fromarray(pixels_YX).save(tmp_path / 'in' / f'{name}.png')
+  (tmp_path / 'in' / 'd.png').write_bytes(b'no')
+  words = ['--input', tmp_path / 'in', '--encoder', 'tokenizer', '--weights', tmp_path]
+  words += ['--batch', 8, '--rows-per-shard', 8, '--processes', 1, '--output', tmp_path / 'v']
+  assert embedded(*words) == 0
   found = embeddings.read(tmp_path / 'v')
-  assert found.identity == json.loads(json.dumps(what.identity))
-  assert found.reasons() == {'unreadable': 1} and found.x_ND.shape == (24, what.width)
-  file = path.pictures / 'train' / found.ids[-1].as_py()
-  pixels = np.asarray(Image.open(file), np.float32)[None] / 127.5 - 1
-  feature = loaded.model.apply(loaded.network(), pixels, method='features')
-  expected = np.asarray(feature).mean((0, 1, 2))
-  np.testing.assert_allclose(found.x_ND[23], expected / np.linalg.norm(expected), atol=1e-5)
-  with pytest.raises(ConfigError, match='a run of jaxmm.models.image_lm, expected'):
-    encoders.tokenizer(path.lm)
+  assert found.identity == json.loads(json.dumps(encoders.tokenizer(tmp_path).identity))
+  assert found.reason_N.tolist() == ['', '', '', 'unreadable'] and found.x_ND.shape == (4, 6)
+  pixels = jnp.asarray(pixels_YX, jnp.float32)[None, ..., None] / 127.5 - 1
+  network = functools.partial(run.model.apply, method='features')
+  expected = np.asarray(jax.jit(network)(run.network(), pixels)).mean((0, 1, 2))
+  np.testing.assert_allclose(found.x_ND[2], expected / np.linalg.norm(expected), atol=1e-5)
 
 
 def test_the_digest_of_weights_sees_every_value_name_and_shape():
