@@ -8,9 +8,9 @@ The paper's gain is on text that is not web text; held-out text like the pool ma
 it resembles what is pruned. So held-out texts of other kinds are judged, and the pool's reported.
 Corpus and control are those of the claim about SemDeDup.
 
-This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when a
-model began to see more than the frequency of tokens hung on chance, and differences between seeds
-of the same arm were as large as those between arms; it was inconclusive, README.md has its table.
+This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when
+a model began to see more than the frequency of tokens hung on chance, and seeds of one arm differed
+as much as arms; it was inconclusive, README.md has its table.
 Now all arms of a seed begin with the same model. Criteria and arms are the same; the seeds are new.
 """
 

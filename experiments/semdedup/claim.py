@@ -8,9 +8,9 @@ LAION is full of near-copies. Held-out texts are of other kinds (books, web page
 news held out of the same templates would reward what is pruned. `planted` is the harness's own
 control: three fifths of that pool are copies of a few texts with some words left out.
 
-This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when a
-model began to see more than the frequency of tokens hung on chance, and differences between seeds
-of the same arm were as large as those between arms; it was inconclusive, README.md has its table.
+This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when
+a model began to see more than the frequency of tokens hung on chance, and seeds of one arm differed
+as much as arms; it was inconclusive, README.md has its table.
 Now all arms of a seed begin with the same model. Criteria and arms are the same; the seeds are new.
 """
 

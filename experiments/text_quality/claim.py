@@ -10,9 +10,9 @@ are nearer to than to raw web pages. `planted` is the harness's own control, wit
 known: two fifths of that pool are random letters. (The rules are not asked about it: a judge that
 was trained on a pool finds what repeats itself there easy, as a pilot with menus showed.)
 
-This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when a
-model began to see more than the frequency of tokens hung on chance, and differences between seeds
-of the same arm were as large as those between arms; it was inconclusive, README.md has its table.
+This is the second statement. In the first run (seeds 1 to 4, 1,000 steps from random weights) when
+a model began to see more than the frequency of tokens hung on chance, and seeds of one arm differed
+as much as arms; it was inconclusive, README.md has its table.
 Now all arms of a seed begin with the same model. Criteria and arms are the same; the seeds are new.
 """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxmm.cli_curate.options import at_least, corpus, corpus_of, processes
 
-ENCODERS = ('minilm', 'image', 'lm', 'brought')
+OURS = ('minilm', 'image', 'tokenizer', 'lm')
+ENCODERS = (*OURS, 'brought')
 
 
 def add(methods, verb) -> None:
@@ -13,7 +14,8 @@ def add(methods, verb) -> None:
     methods, 'embed', _embed,
     'Vectors of every example, in a directory that methods on vectors read. Run again it goes on.\n'
     'Encoders: minilm (all-MiniLM-L6-v2, or a folder of BERT weights), image (EfficientNet-\n'
-    'Lite0), lm (last states of an LM that `jaxmm train` trained), brought (your own vectors).',
+    'Lite0), tokenizer (mean latents of an image tokenizer that `jaxmm train` trained), lm (last\n'
+    'states of an LM of it), brought (your own vectors).',
     'jaxmm curate embed --input corpus/*.jsonl.gz --id-field id --encoder minilm --output vectors\n'
     '  jaxmm curate embed --input corpus/*.jsonl.gz --id-field id --encoder brought \\\n'
     '      --vectors x.npy --ids ids.txt --output vectors',
@@ -50,8 +52,8 @@ def of_encoder(p) -> None:
   p.add_argument(
     '--weights',
     metavar='PATH',
-    help='folder of BERT weights, file of EfficientNet-Lite0, run of an LM; default: those of the '
-    'package, where there is one',
+    help='folder of BERT weights, file of EfficientNet-Lite0, run of a tokenizer or an LM; '
+    'default: those of the package, where there is one',
   )
   p.add_argument(
     '--max-tokens', type=int, metavar='N', help='cut texts off here; default: as published'
@@ -92,6 +94,10 @@ def embed(options, directory: str) -> None:
 
   if options.encoder == 'image':
     embedder = encoders.image(options.weights, options.image_size)
+  elif options.encoder == 'tokenizer':
+    if not options.weights:
+      raise ConfigError('--encoder tokenizer needs --weights RUN, a run of `jaxmm train`')
+    embedder = encoders.tokenizer(options.weights)
   elif options.encoder == 'lm':
     if not options.weights:
       raise ConfigError('--encoder lm needs --weights RUN, a run of `jaxmm train`')
@@ -127,7 +133,7 @@ def _brought(options) -> int:
 
 # Options that only some encoders read: naming one for another is a mistake.
 _READ_BY = {
-  'weights': ('minilm', 'image', 'lm'),
+  'weights': OURS,
   'max_tokens': ('minilm', 'lm'),
   'image_size': ('image',),
   'vectors': ('brought',),

@@ -31,7 +31,7 @@ def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
   p.add_argument(
     '--encoder',
     default='minilm',
-    choices=['minilm', 'image', 'lm'],
+    choices=embed.OURS,
     help='of --input; default: %(default)s',
   )
   embed.of_encoder(p)

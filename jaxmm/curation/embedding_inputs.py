@@ -139,9 +139,10 @@ def text_lengths(longest: int) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class ImageInputs:
-  """`image_BYXC` uint8: three channels, shorter side to `size` (bicubic), the centre of it."""
+  """`image_BYXC` uint8: shorter side to `size` (bicubic), the centre of it; `channels` 1 or 3."""
 
   size: int
+  channels: int = 3
 
   kind = 'image'
 
@@ -153,7 +154,7 @@ class ImageInputs:
     if reason(example, 'image')[0]:
       return None
     try:
-      image_YXC = decode_image(example.image, 3, True, example.id)
+      image_YXC = decode_image(example.image, self.channels, True, example.id)
     except UnreadableRecord:
       return None  # the job gives its row the reason 'unreadable'
     return cropped(image_YXC, self.size, 'resize', None)
@@ -162,7 +163,7 @@ class ImageInputs:
     return 0
 
   def batch(self, rows: Sequence[np.ndarray | None], length: int) -> dict[str, np.ndarray]:
-    image_BYXC = np.zeros((len(rows), self.size, self.size, 3), np.uint8)
+    image_BYXC = np.zeros((len(rows), self.size, self.size, self.channels), np.uint8)
     for i, row in enumerate(rows):
       if row is not None:
         image_BYXC[i] = row

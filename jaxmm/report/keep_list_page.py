@@ -347,4 +347,7 @@ def _thumbnail(data: bytes) -> Html:
       small = np.asarray(picture.convert('RGB'))
   except (OSError, ValueError, Image.DecompressionBombError) as error:
     return element('p', f'not a picture: {error}')
-  return element('img', src=images.png_data(small), alt='thumbnail')
+  # Small pictures are enlarged, or nobody sees what differs.
+  width = round(small.shape[1] * _SIDE / max(small.shape[:2]))
+  style = f'width:{width}px;display:block;image-rendering:pixelated'
+  return element('img', src=images.png_data(small), alt='thumbnail', style=style)

@@ -1,6 +1,7 @@
-"""Encoders for the embedding job: published sentence and image encoders, and LMs of our own.
+"""Encoders for the embedding job: published sentence and image encoders, and LMs and tokenizers of
+our own.
 
-Axes: B batch, L tokens, D width.
+Axes: B batch, L tokens, D width, Y X rows and columns, C channels.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxmm.models.lm import Lm, LmConfig, LmTask
 from jaxmm.models.sentence_encoder import SentenceEncoder
 from jaxmm.studies import loading
 from jaxmm.tokenizers import text
+from jaxmm.tokenizers.vqgan_task import VqganTask
 
 
 def minilm(folder: str | os.PathLike | None = None, max_tokens: int | None = None) -> Embedder:
@@ -69,6 +71,40 @@ def image(weights: str | os.PathLike | None = None, size: int | None = None) -> 
 
   identity = {'encoder': 'image', 'size': size, 'weights': weights_digest(params)}
   return Embedder(identity, config.features, encode, params, ImageInputs(size))
+
+
+def tokenizer(run_dir: str | os.PathLike) -> Embedder:
+  """What the encoder of an image tokenizer that `jaxmm train` trained gives, averaged over
+  positions, before it is projected to the width of a code.
+
+  A picture is seen at the size that the tokenizer was trained at: shorter side to it, the centre.
+
+  Args:
+    run_dir: of the run (VQGAN, with or without CRT's regularizer).
+  """
+  loaded = loading.load(run_dir)
+  if not isinstance(loaded.task, VqganTask):
+    raise ConfigError(
+      f'{run_dir} is a run of {loaded.config["task"]}, expected jaxmm.tokenizers.vqgan_task'
+    )
+  config, variables = loaded.task.config, loaded.network()
+  identity = {
+    'encoder': 'tokenizer',
+    'config': dataclasses.asdict(config.network),
+    'size': config.image_size,
+    'weights': weights_digest(variables['params']),
+  }
+  inputs = ImageInputs(config.image_size, config.network.image_channels)
+  encode = functools.partial(mean_latent, task=loaded.task)
+  return Embedder(identity, config.network.z_channels, encode, variables, inputs)
+
+
+def mean_latent(
+  variables: Mapping[str, Any], batch: Mapping[str, jax.Array], task: VqganTask
+) -> jax.Array:
+  """The tokenizer's features, averaged over positions, float32 [B, D]."""
+  feature_BYXD = task.model.apply(variables, task.pixels(batch), method='features')
+  return feature_BYXD.astype(jnp.float32).mean((1, 2))
 
 
 def lm(run_dir: str | os.PathLike, max_tokens: int | None = None) -> Embedder:

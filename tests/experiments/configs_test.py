@@ -27,6 +27,7 @@ ARGUMENTS = {
   'crt/mini.py': ('crt', 'baseline', 'image_lm'),
   'crt/cifar10.py': ('crt', 'baseline', 'image_lm'),
   'crt/imagenet256.py': ('crt', 'baseline', 'crt_131k', 'B', 'L', 'XL', 'XXL', '3B'),
+  'dbp/mini.py': ('',),
   'lm/mini.py': ('',),
 }
 SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]

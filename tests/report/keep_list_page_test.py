@@ -70,6 +70,11 @@ def test_pictures_become_thumbnails(path):
   Image.new('RGB', (400, 300), 'red').save(data, 'JPEG')
   html = keep_list_page.keep_list_page(of, {'doc-01': data.getvalue(), 'doc-00': b'no'}).html()
   assert html.count('data:image/png') >= 1 and 'not a picture' in html
+  assert 'width:128px' in html
+  small = io.BytesIO()
+  Image.new('RGB', (20, 40), 'red').save(small, 'PNG')
+  html = keep_list_page.keep_list_page(of, {'doc-01': small.getvalue()}).html()
+  assert 'width:64px' in html
 
 
 def test_methods_that_were_joined_have_a_section_each(path, tmp_path):

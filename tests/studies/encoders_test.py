@@ -1,6 +1,7 @@
 """Encoders for the embedding job: an LM's last states, pictures' features, and the verb."""
 
 import dataclasses
+import functools
 import io
 import json
 
@@ -19,6 +20,7 @@ from jaxmm.data.corpus import Example
 from jaxmm.models import lm
 from jaxmm.models.classifier import BlockGroup, ClassifierConfig, image_features
 from jaxmm.studies import encoders, loading
+from jaxmm.tokenizers import vqgan_task
 from tests.bert_folder import write_bert
 from tests.references import efficientnet as reference
 
@@ -81,6 +83,36 @@ def test_pictures_give_the_classifiers_features(tmp_path, monkeypatch):
     encoders.image(tmp_path / 'w.npz', 16)
 
 
+def test_pictures_give_a_tokenizers_mean_latents(run_dir, tmp_path, monkeypatch):
+  with pytest.raises(ConfigError, match='a run of jaxmm.models.lm, expected'):
+    encoders.tokenizer('run')
+  network = dict(
+    image_channels=1, channels=4, multipliers=(1, 1), res_blocks=1, attention=False, z_channels=6,
+    norm_groups=2, quantizer=dict(codes=8, width=4),
+  )  # fmt: skip
+  task = vqgan_task.make_task({'image_size': 8, 'perceptual': {'name': 'none'}, 'vqgan': network})
+  init = jax.jit(task.init)(jax.random.key(0), {'image_BYXC': jnp.zeros((1, 8, 8, 1), jnp.uint8)})
+  config = {'task': 'jaxmm.tokenizers.vqgan_task'}
+  run = loading.LoadedTokenizer(tmp_path, config, task, 3, nn.unbox(init))
+  monkeypatch.setattr(encoders.loading, 'load', lambda path: run)
+  rng = np.random.default_rng(0)
+  for name in 'abc':
+    pixels_YX = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+    (tmp_path / 'in').mkdir(exist_ok=True)
+    Image.fromarray(pixels_YX).save(tmp_path / 'in' / f'{name}.png')
+  (tmp_path / 'in' / 'd.png').write_bytes(b'no')
+  words = ['--input', tmp_path / 'in', '--encoder', 'tokenizer', '--weights', tmp_path]
+  words += ['--batch', 8, '--rows-per-shard', 8, '--processes', 1, '--output', tmp_path / 'v']
+  assert embedded(*words) == 0
+  found = embeddings.read(tmp_path / 'v')
+  assert found.identity == json.loads(json.dumps(encoders.tokenizer(tmp_path).identity))
+  assert found.reason_N.tolist() == ['', '', '', 'unreadable'] and found.x_ND.shape == (4, 6)
+  pixels = jnp.asarray(pixels_YX, jnp.float32)[None, ..., None] / 127.5 - 1
+  network = functools.partial(run.model.apply, method='features')
+  expected = np.asarray(jax.jit(network)(run.network(), pixels)).mean((0, 1, 2))
+  np.testing.assert_allclose(found.x_ND[2], expected / np.linalg.norm(expected), atol=1e-5)
+
+
 def test_the_digest_of_weights_sees_every_value_name_and_shape():
   tree = {'a': np.zeros((2, 3), np.float32), 'b': np.ones(2, np.float32)}
   changes = [
@@ -141,6 +173,7 @@ def test_the_verb_takes_vectors_that_are_brought(tmp_path, corpus_file, capsys):
     (['--encoder', 'minilm', '--vectors', 'x.npy'], '--vectors is for --encoder brought, not'),
     (['--encoder', 'brought'], '--encoder brought needs --vectors FILE'),
     (['--encoder', 'lm'], '--encoder lm needs --weights RUN'),
+    (['--encoder', 'tokenizer'], '--encoder tokenizer needs --weights RUN'),
   ],
 )
 def test_options_that_do_not_fit_are_named(tmp_path, corpus_file, words, message, capsys):

@@ -1,0 +1,1 @@
+"""DBP, "Effective pruning of web-scale datasets" (arXiv:2401.04578): config, claim, page."""
