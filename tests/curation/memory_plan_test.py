@@ -45,7 +45,7 @@ def test_what_is_too_much_is_refused_with_what_would_help():
 
 
 def test_more_clusters_than_rows_are_refused_by_the_plan():
-  with pytest.raises(ConfigError, match='more than the 5 rows'):
+  with pytest.raises(ConfigError, match='clusters is 6, expected at most the 5 rows'):
     plan(5, config=dataclasses.replace(KMeansConfig(), clusters=6))
 
 
