@@ -26,8 +26,9 @@ from jaxmm.report import images, page
 from jaxmm.studies import image_pruning
 from jaxmm.studies.image_pruning import POOL, Arm, ImagePruning
 from jaxmm.studies.planted_images import PlantedConfig
-from jaxmm.studies.stages import Study, paired, text_table, write_json
-from jaxmm.studies.verdict import Claim, judge
+from jaxmm.studies.stages import Study, paired, text_table
+from jaxmm.studies.two_stage_page import spread
+from jaxmm.studies.verdict import Claim, concluded
 
 METRICS = {
   'accuracy': 'accuracy on the test pictures, %',
@@ -94,7 +95,9 @@ def run(
   measured = image_pruning.measurements(study, plan)
   head, rows = table(measured)
   echo(text_table(head, rows))
-  return _write_page(study, plan, claim, _judged(claim, study, measured, scale))
+  return _write_page(
+    study, plan, claim, concluded(claim.claim, measured, scale, study.directory, echo)
+  )
 
 
 def planned(
@@ -129,31 +132,10 @@ def table(measured: Mapping) -> tuple[list[str], list[list[str]]]:
   """Column names and rows: a row a metric, a column an arm; mean, in brackets least and most."""
   arms = list(measured)
   rows = [
-    [name, *(_spread([of_seed[metric] for of_seed in measured[arm].values()]) for arm in arms)]
+    [name, *(spread([of_seed[metric] for of_seed in measured[arm].values()]) for arm in arms)]
     for metric, name in METRICS.items()
   ]
   return ['', *arms], rows
-
-
-def _spread(values: Sequence[float]) -> str:
-  mean = f'{np.mean(values):.4g}'
-  is_one = len(set(values)) == 1
-  return mean if is_one else f'{mean} ({min(values):.4g} to {max(values):.4g})'
-
-
-def _judged(claim: ImagePruningClaim, study: Study, measured: Mapping, scale: float) -> list:
-  """Prints and writes the verdict; its blocks for the page."""
-  num_seeds = len(next(iter(measured.values())))
-  if num_seeds < claim.claim.min_seeds or scale < 1:
-    study.echo(
-      f'\nno verdict: {num_seeds} seeds at scale {scale}; the claim needs '
-      f'{claim.claim.min_seeds} at scale 1'
-    )
-    return []
-  verdict = judge(claim.claim, measured)
-  study.echo('\n' + verdict.text())
-  write_json(study.directory / 'verdict.json', verdict.to_json())
-  return verdict.blocks()
 
 
 def _write_page(

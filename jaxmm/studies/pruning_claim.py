@@ -18,7 +18,7 @@ from jaxmm.studies import pruning, pruning_page
 from jaxmm.studies import run as runs
 from jaxmm.studies.pruning import Arm, Pruning
 from jaxmm.studies.stages import Study, write_json
-from jaxmm.studies.verdict import Claim, judge
+from jaxmm.studies.verdict import Claim, concluded
 
 Echo = Callable[[str], None]
 
@@ -109,7 +109,7 @@ def run(
     plan,
     title=claim.title,
     subtitle=claim.subtitle,
-    head=_judged(claim, study, measured, scale),
+    head=concluded(claim.claim, measured, scale, study.directory, echo),
     departures=claim.departures,
   )
 
@@ -154,18 +154,3 @@ def _config(claim: PruningClaim, settings: Sequence[str], scale: float) -> dict[
   for rule in config['optimizer'].values():
     rule['warmup'] = min(rule.get('warmup', 0), config['steps'] // 2)
   return config
-
-
-def _judged(claim: PruningClaim, study: Study, measured: Mapping, scale: float) -> list:
-  """Prints and writes the verdict; its blocks for the page."""
-  num_seeds = len(next(iter(measured.values())))
-  if num_seeds < claim.claim.min_seeds or scale < 1:
-    study.echo(
-      f'\nno verdict: {num_seeds} seeds at scale {scale}; the claim needs '
-      f'{claim.claim.min_seeds} at scale 1'
-    )
-    return []
-  verdict = judge(claim.claim, measured)
-  study.echo('\n' + verdict.text())
-  write_json(study.directory / 'verdict.json', verdict.to_json())
-  return verdict.blocks()

@@ -16,9 +16,9 @@ from jaxmm.config import ConfigError
 from jaxmm.interop.efficientnet import read_classifier
 from jaxmm.studies import matched_control, two_stage, two_stage_page
 from jaxmm.studies.matched_control import MatchedControl
-from jaxmm.studies.stages import Study, check_equal_budgets, paired, write_json
+from jaxmm.studies.stages import Study, check_equal_budgets, paired
 from jaxmm.studies.two_stage import TwoStage
-from jaxmm.studies.verdict import Claim, judge
+from jaxmm.studies.verdict import Claim, concluded
 
 # Enough for a Frechet distance in the 1,280 features of the classifier.
 _SAMPLES_TO_TRY_OUT = 1500
@@ -98,7 +98,7 @@ def run(
     plan,
     title=claim.title,
     subtitle=claim.subtitle,
-    head=_judged(claim, study, measured, scale),
+    head=concluded(claim.claim, measured, scale, study.directory, echo),
     controls=[matched_control.remark(arm, result) for arm, result in found.items()],
     departures=claim.departures,
   )
@@ -192,18 +192,3 @@ def _check_budgets(claim: TwoStageClaim, plan: TwoStage) -> None:
   tolerance = claim.budget_tolerance + 1 / min(c['steps'] for c in plan.tokenizers.values())
   check_equal_budgets([b for b in budgets if b.stage == 'tokenizer'], tolerance)
   check_equal_budgets([b for b in budgets if b.arm in judged], tolerance)
-
-
-def _judged(claim: TwoStageClaim, study: Study, measured: Mapping, scale: float) -> list:
-  """Prints and writes the verdict; its blocks for the page."""
-  num_seeds = len(next(iter(measured.values())))
-  if num_seeds < claim.claim.min_seeds or scale < 1:
-    study.echo(
-      f'\nno verdict: {num_seeds} seeds at scale {scale}; the claim needs '
-      f'{claim.claim.min_seeds} at scale 1'
-    )
-    return []
-  verdict = judge(claim.claim, measured)
-  study.echo('\n' + verdict.text())
-  write_json(study.directory / 'verdict.json', verdict.to_json())
-  return verdict.blocks()

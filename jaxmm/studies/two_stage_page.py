@@ -88,9 +88,9 @@ def _add_table(out: page.Page, study: stages.Study, plan: TwoStage) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-  """The mean and, of several seeds, the smallest and the largest in brackets."""
+  """The mean and, where seeds differ, the smallest and the largest in brackets."""
   mean = f'{np.mean(values):.4g}'
-  return mean if len(values) == 1 else f'{mean} ({min(values):.4g} to {max(values):.4g})'
+  return mean if len(set(values)) == 1 else f'{mean} ({min(values):.4g} to {max(values):.4g})'
 
 
 def _add_positions(out: page.Page, study: stages.Study, plan: TwoStage) -> None:

@@ -21,7 +21,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -29,10 +30,11 @@ import numpy as np
 from jaxmm.config import ConfigError
 from jaxmm.report import figures, page
 from jaxmm.report.markup import Html, number_text
-from jaxmm.studies.stages import text_table
+from jaxmm.studies.stages import text_table, write_json
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = 'reproduced', 'not reproduced', 'inconclusive'
 TONES = {REPRODUCED: 'holds', NOT_REPRODUCED: 'fails', INCONCLUSIVE: 'open'}
+Echo = Callable[[str], None]
 # arm -> seed -> metric -> value
 Measurements = Mapping[str, Mapping[int, Mapping[str, float]]]
 
@@ -217,6 +219,26 @@ def judge(claim: Claim, measurements: Measurements) -> Verdict:
   if outcomes == {'holds'}:
     return Verdict(claim, REPRODUCED, findings)
   return Verdict(claim, NOT_REPRODUCED if 'fails' in outcomes else INCONCLUSIVE, findings)
+
+
+def concluded(
+  claim: Claim, measured: Measurements, scale: float, directory: pathlib.Path, echo: Echo
+) -> list[Html]:
+  """Says the verdict and writes `verdict.json`; its blocks for a page.
+
+  Too few seeds, or runs that were scaled down, decide nothing: then that is said, and nothing else.
+  """
+  num_seeds = len(next(iter(measured.values())))
+  if num_seeds < claim.min_seeds or scale < 1:
+    echo(
+      f'\nno verdict: {num_seeds} seeds at scale {scale}; the claim needs {claim.min_seeds} at '
+      'scale 1'
+    )
+    return []
+  verdict = judge(claim, measured)
+  echo('\n' + verdict.text())
+  write_json(directory / 'verdict.json', verdict.to_json())
+  return verdict.blocks()
 
 
 def _finding(criterion: Criterion, measurements: Measurements, min_seeds: int) -> Finding:

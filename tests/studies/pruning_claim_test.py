@@ -9,11 +9,11 @@ import pytest
 from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list
 from jaxmm.studies import (
+  claim_markdown,
   pruning,
   pruning_claim,
   pruning_markdown,
   pruning_texts,
-  two_stage_markdown,
 )
 from jaxmm.studies.pruning import Arm
 from jaxmm.studies.pruning_claim import PruningClaim
@@ -114,7 +114,7 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   verdict = json.loads((work / 'verdict.json').read_text())
   assert verdict['outcome'] in ('reproduced', 'not reproduced', 'inconclusive')
   page_of_paper = tmp_path / 'README.md'
-  page_of_paper.write_text(f'a\n{two_stage_markdown.BEGIN}\n{two_stage_markdown.END}\nb\n')
+  page_of_paper.write_text(f'a\n{claim_markdown.BEGIN}\n{claim_markdown.END}\nb\n')
   pruning_markdown.main([str(work), '--into', str(page_of_paper)])
   shown = page_of_paper.read_text()
   assert verdict['sentence'] in shown and '| bits_elsewhere |' in shown and shown.endswith('b\n')

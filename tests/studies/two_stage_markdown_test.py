@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxmm.config import ConfigError
-from jaxmm.studies import two_stage, two_stage_markdown
+from jaxmm.studies import claim_markdown, two_stage, two_stage_markdown
 from jaxmm.studies.stages import write_json
 from jaxmm.studies.verdict import Claim, Criterion, judge
 
@@ -57,7 +57,7 @@ def test_the_tables_hold_the_numbers(study):
 
 def test_a_page_gets_them_between_its_marks(study, tmp_path):
   page = tmp_path / 'README.md'
-  marks = two_stage_markdown.BEGIN, two_stage_markdown.END
+  marks = claim_markdown.BEGIN, claim_markdown.END
   page.write_text('before\n{}\nold\n{}\nafter\n'.format(*marks))
   for _ in range(2):  # again it replaces itself
     two_stage_markdown.main([str(study), '--into', str(page)])
@@ -66,7 +66,7 @@ def test_a_page_gets_them_between_its_marks(study, tmp_path):
   assert text.endswith(f'|\n\n{marks[1]}\nafter\n') and text.count('**Reproduced') == 1
   page.write_text('no marks')
   with pytest.raises(ConfigError, match='no section between'):
-    two_stage_markdown.write_into(page, 'x')
+    claim_markdown.write_into(page, 'x')
 
 
 def test_a_verdict_of_other_numbers_or_none_is_refused(study):
@@ -85,5 +85,5 @@ def test_a_verdict_of_other_numbers_or_none_is_refused(study):
 def test_a_verdict_read_again_is_the_same(study):
   stored = json.loads((study / 'verdict.json').read_text())
   stored['findings'][0] |= {'low': None, 'observations': [None, 1.0, 2.0]}  # as not finite ones are
-  again = two_stage_markdown.Verdict.from_json(stored)
+  again = claim_markdown.Verdict.from_json(stored)
   assert again.to_json() == stored and again.findings[0].low != again.findings[0].low
