@@ -18,18 +18,27 @@ from __future__ import annotations
 
 import functools
 
-from jaxmm.experiments.semdedup import claim as semdedup
-
 from jaxmm.curation import d4
 from jaxmm.curation.d4 import D4Config
 from jaxmm.curation.kmeans import KMeansConfig
 from jaxmm.curation.stages import Stages
-from jaxmm.studies import pruning, pruning_claim
+from jaxmm.studies import pruning_arms, pruning_claim, pruning_texts
 from jaxmm.studies.pruning import Arm
 from jaxmm.studies.pruning_claim import PruningClaim
 from jaxmm.studies.verdict import Claim, Criterion
 
 KEEP = 0.5
+
+
+def corpora(data_path, scale):
+  """Natural and planted pool of a folder."""
+  return pruning_texts.of_folder(
+    data_path,
+    scale,
+    plant=pruning_arms.plant_copies,
+    planting=pruning_arms.PLANTING_OF_COPIES,
+    what='for example Reuters-21578 as pool, and books, C4 and Wikipedia held out',
+  )
 
 
 def selected(pool, seed, directory, echo):
@@ -51,7 +60,7 @@ CLAIM = Claim(
       'and fewer than after the half that SemDeDup leaves',
       metric='bits_elsewhere', arm='d4', against='semdedup', claimed='below', unit='bits a byte',
     ),
-    semdedup.CONTROL,
+    pruning_arms.COPIES_ARE_SEEN,
     Criterion(
       'reported: and than after the whole corpus',
       metric='bits_elsewhere', arm='d4', against='everything', claimed='below',
@@ -77,25 +86,22 @@ DEPARTURES = (
 
 STUDY = PruningClaim(
   claim=CLAIM,
-  corpora=semdedup.corpora,
+  corpora=corpora,
   arms={
-    'everything': Arm('natural', pruning.everything, {'method': 'everything'}),
-    'random': semdedup.at_random('natural', KEEP),
-    'semdedup': semdedup.deduplicated('natural', KEEP),
+    'everything': pruning_arms.everything('natural'),
+    'random': pruning_arms.random_texts('natural', KEEP),
+    'semdedup': pruning_arms.deduplicated('natural', KEEP),
     'd4': Arm(
       'natural', selected, {'method': 'd4', 'keep': KEEP, 'dedup_keep': 0.75}, needs_vectors=True
     ),
-    **semdedup.CONTROL_ARMS,
+    **pruning_arms.ARMS_WITH_COPIES,
   },
-  settings=semdedup.SETTINGS,
-  start=semdedup.START,
-  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(5, 6, 7, 8),
   title='Does text that D4 selects teach more?',
   subtitle='D4 (arXiv:2308.12284) in miniature on newswire',
   departures=DEPARTURES,
-  encoder=semdedup.encoder,
-  encoder_settings=semdedup.ENCODER,
+  encoder=pruning_arms.encoder,
+  encoder_settings=pruning_arms.ENCODER,
 )
 
 # What `jaxmm reproduce d4` calls.

@@ -17,11 +17,10 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from jaxmm.experiments.semdedup import claim as semdedup
 
 from jaxmm.curation import long_files
 from jaxmm.curation.long_files import LongFilesConfig
-from jaxmm.studies import pruning, pruning_claim, pruning_corpora, pruning_texts
+from jaxmm.studies import pruning_arms, pruning_claim, pruning_corpora, pruning_texts
 from jaxmm.studies.pruning import Arm
 from jaxmm.studies.pruning_claim import PruningClaim
 from jaxmm.studies.verdict import Claim, Criterion
@@ -54,12 +53,6 @@ def short(pool, seed, directory, echo):
 def without_longest(pool: str) -> Arm:
   """The shorter files as an arm."""
   return Arm(pool, short, {'method': 'long_files', 'drop_token_share': DROP})
-
-
-def at_random(pool: str) -> Arm:
-  """Random files with as many bytes."""
-  select = functools.partial(pruning.random_bytes, 1 - DROP)
-  return Arm(pool, select, {'method': 'random', 'share_of_bytes': 1 - DROP})
 
 
 CLAIM = Claim(
@@ -100,15 +93,12 @@ STUDY = PruningClaim(
   claim=CLAIM,
   corpora=corpora,
   arms={
-    'everything': Arm('natural', pruning.everything, {'method': 'everything'}),
-    'random': at_random('natural'),
+    'everything': pruning_arms.everything('natural'),
+    'random': pruning_arms.random_bytes('natural', 1 - DROP),
     'long_files': without_longest('natural'),
-    'planted_random': at_random('planted'),
+    'planted_random': pruning_arms.random_bytes('planted', 1 - DROP),
     'planted_long_files': without_longest('planted'),
   },
-  settings=semdedup.SETTINGS,
-  start=semdedup.START,
-  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(5, 6, 7, 8),
   title='Does code without its longest files teach more?',
   subtitle='Brevity is the soul of wit (arXiv:2407.00434) in miniature',

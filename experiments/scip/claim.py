@@ -16,13 +16,12 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-from jaxmm.experiments.semdedup import claim as semdedup
 
 from jaxmm.curation import scip
 from jaxmm.curation.kmeans import KMeansConfig
 from jaxmm.curation.scip import ScipConfig
 from jaxmm.curation.stages import Stages
-from jaxmm.studies import encoders, pruning, pruning_claim, pruning_corpora, pruning_texts
+from jaxmm.studies import encoders, pruning_arms, pruning_claim, pruning_corpora, pruning_texts
 from jaxmm.studies.pruning import Arm
 from jaxmm.studies.pruning_claim import PruningClaim
 from jaxmm.studies.verdict import Claim, Criterion
@@ -51,17 +50,6 @@ def easy(pool, seed, directory, echo):
   return scip.judged(
     of.ids, of.digest_N, cluster_N, distance_N, config, other_reason_N=of.reason_N
   )  # fmt: skip
-
-
-def not_planted(share):
-  """The answer of a planted pool: the junk is what stands last."""
-
-  def select(pool, seed, directory, echo):
-    del seed, directory, echo
-    number = len(pool.examples)
-    return pool.only(np.arange(number) < number - round(share * number), 'planted')
-
-  return select
 
 
 CLAIM = Claim(
@@ -102,17 +90,14 @@ STUDY = PruningClaim(
   claim=CLAIM,
   corpora=corpora,
   arms={
-    'everything': Arm('natural', pruning.everything, {'method': 'everything'}),
-    'random': semdedup.at_random('natural', 1 - PRUNE),
+    'everything': pruning_arms.everything('natural'),
+    'random': pruning_arms.random_texts('natural', 1 - PRUNE),
     'scip': Arm(
       'natural', easy, {'method': 'scip', 'prune': PRUNE, 'alpha': 0.8}, needs_vectors=True
     ),
-    'planted_random': semdedup.at_random('planted', 1 - JUNK),
-    'planted_clean': Arm('planted', not_planted(JUNK), {'method': 'planted', 'junk': JUNK}),
+    'planted_random': pruning_arms.random_texts('planted', 1 - JUNK),
+    'planted_clean': pruning_arms.without_junk('planted', JUNK),
   },
-  settings=semdedup.SETTINGS,
-  start=semdedup.START,
-  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(5, 6, 7, 8),
   title='Does code without the files that SCIP prunes teach more?',
   subtitle='SCIP (arXiv:2312.02418) in miniature',

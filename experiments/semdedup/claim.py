@@ -18,31 +18,11 @@ from __future__ import annotations
 
 import functools
 
-from jaxmm.curation import semdedup
-from jaxmm.curation.kmeans import KMeansConfig
-from jaxmm.curation.semdedup import SemDedupConfig
-from jaxmm.curation.stages import Stages
-from jaxmm.studies import encoders, pruning, pruning_claim, pruning_corpora, pruning_texts
-from jaxmm.studies.pruning import Arm
+from jaxmm.studies import pruning_arms, pruning_claim, pruning_texts
 from jaxmm.studies.pruning_claim import PruningClaim
 from jaxmm.studies.verdict import Claim, Criterion
 
-KEEP, PLANTED_KEEP = 0.5, 0.4
-COPIES, SOURCES = 0.6, 40
-SETTINGS = (
-  'steps=600', 'batch=8', 'model.width=64', 'model.depth=2', 'model.num_heads=2',
-  'model.tied_head=True', 'data.text.length=128', 'optimizer.model.learning_rate=4e-3',
-  'checkpoint.every=1000', 'log.every=50',
-)  # fmt: skip
-START = ('steps=800', 'optimizer.model.learning_rate=8e-3')
-VOCAB_SIZE = 1024
-ENCODER = {'encoder': 'minilm', 'max_tokens': 128}
-WHAT = 'for example Reuters-21578 as pool, and books, C4 and Wikipedia held out'
-
-
-def encoder():
-  """Of the beginning of each text."""
-  return encoders.minilm(max_tokens=ENCODER['max_tokens'])
+KEEP = 0.5
 
 
 def corpora(data_path, scale):
@@ -50,39 +30,11 @@ def corpora(data_path, scale):
   return pruning_texts.of_folder(
     data_path,
     scale,
-    plant=lambda texts: pruning_corpora.with_near_copies(texts, COPIES, SOURCES),
-    planting={'copies': COPIES, 'sources': SOURCES},
-    what=WHAT,
+    plant=pruning_arms.plant_copies,
+    planting=pruning_arms.PLANTING_OF_COPIES,
+    what='for example Reuters-21578 as pool, and books, C4 and Wikipedia held out',
   )
 
-
-def without_duplicates(keep, pool, seed, directory, echo):
-  """The share that SemDeDup keeps; k about the square root of the texts."""
-  config = SemDedupConfig('hard', keep=keep)
-  return semdedup.run(pool.vectors(), config, KMeansConfig(seed=seed), Stages(directory, echo=echo))
-
-
-def deduplicated(pool: str, keep: float) -> Arm:
-  """SemDeDup as an arm."""
-  settings = {'method': 'semdedup', 'keep': keep}
-  return Arm(pool, functools.partial(without_duplicates, keep), settings, needs_vectors=True)
-
-
-def at_random(pool: str, keep: float) -> Arm:
-  """A random share as an arm."""
-  select = functools.partial(pruning.random_texts, keep)
-  return Arm(pool, select, {'method': 'random', 'keep': keep})
-
-
-CONTROL = Criterion(
-  'condition: planted copies are seen at this size',
-  metric='bits_elsewhere', arm='planted_semdedup', against='planted_random', claimed='below',
-  unit='bits a byte', is_condition=True,
-)  # fmt: skip
-CONTROL_ARMS = {
-  'planted_random': at_random('planted', PLANTED_KEEP),
-  'planted_semdedup': deduplicated('planted', PLANTED_KEEP),
-}
 
 CLAIM = Claim(
   paper='semdedup',
@@ -94,7 +46,7 @@ CLAIM = Claim(
       metric='bits_elsewhere', arm='semdedup', against='random', claimed='below',
       unit='bits a byte',
     ),
-    CONTROL,
+    pruning_arms.COPIES_ARE_SEEN,
     Criterion(
       'reported: and than after the whole corpus',
       metric='bits_elsewhere', arm='semdedup', against='everything', claimed='below',
@@ -120,20 +72,17 @@ STUDY = PruningClaim(
   claim=CLAIM,
   corpora=corpora,
   arms={
-    'everything': Arm('natural', pruning.everything, {'method': 'everything'}),
-    'random': at_random('natural', KEEP),
-    'semdedup': deduplicated('natural', KEEP),
-    **CONTROL_ARMS,
+    'everything': pruning_arms.everything('natural'),
+    'random': pruning_arms.random_texts('natural', KEEP),
+    'semdedup': pruning_arms.deduplicated('natural', KEEP),
+    **pruning_arms.ARMS_WITH_COPIES,
   },
-  settings=SETTINGS,
-  start=START,
-  vocab_size=VOCAB_SIZE,
   seeds=(5, 6, 7, 8),
   title='Does a corpus without semantic duplicates teach more?',
   subtitle='SemDeDup (arXiv:2303.09540) in miniature on newswire',
   departures=DEPARTURES,
-  encoder=encoder,
-  encoder_settings=ENCODER,
+  encoder=pruning_arms.encoder,
+  encoder_settings=pruning_arms.ENCODER,
 )
 
 # What `jaxmm reproduce semdedup` calls.

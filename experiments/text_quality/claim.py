@@ -20,13 +20,10 @@ from __future__ import annotations
 
 import functools
 
-from jaxmm.experiments.scip import claim as scip
-from jaxmm.experiments.semdedup import claim as semdedup
-
 from jaxmm import config as configs
 from jaxmm.curation import text_quality_job, text_quality_weights
 from jaxmm.curation.text_quality import QualityConfig
-from jaxmm.studies import pruning, pruning_claim, pruning_corpora, pruning_texts, text_judge
+from jaxmm.studies import pruning_arms, pruning_claim, pruning_corpora, pruning_texts, text_judge
 from jaxmm.studies import run as runs
 from jaxmm.studies.pruning import Arm
 from jaxmm.studies.pruning_claim import PruningClaim
@@ -62,7 +59,7 @@ def best(pool, seed, directory, echo):
 
 def _judge(pool, seed, directory, echo):
   """A byte model of the whole pool."""
-  settings = (*semdedup.SETTINGS, f'steps={JUDGE_STEPS}', 'data.text.length=128')
+  settings = (*pruning_claim.TINY, f'steps={JUDGE_STEPS}', 'data.text.length=128')
   config = configs.plain(runs.with_settings(configs.load_config('lm/mini.py'), settings))
   config['data'] |= {'path': str(pool.path), 'split': 'all'}
   runs.train_from_config(dict(config, seed=seed), directory, evaluates=False, echo=echo)
@@ -115,15 +112,12 @@ STUDY = PruningClaim(
   claim=CLAIM,
   corpora=corpora,
   arms={
-    'everything': Arm('natural', pruning.everything, {'method': 'everything'}),
-    'random': semdedup.at_random('natural', KEEP),
+    'everything': pruning_arms.everything('natural'),
+    'random': pruning_arms.random_texts('natural', KEEP),
     'text_quality': of_best('natural'),
-    'planted_random': semdedup.at_random('planted', KEEP),
-    'planted_clean': Arm('planted', scip.not_planted(JUNK), {'method': 'planted', 'junk': JUNK}),
+    'planted_random': pruning_arms.random_texts('planted', KEEP),
+    'planted_clean': pruning_arms.without_junk('planted', JUNK),
   },
-  settings=semdedup.SETTINGS,
-  start=semdedup.START,
-  vocab_size=semdedup.VOCAB_SIZE,
   seeds=(5, 6, 7, 8),
   title='Does web text of high quality teach more?',
   subtitle='Text Quality-Based Pruning (arXiv:2405.01582) in miniature',

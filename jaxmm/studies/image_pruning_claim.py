@@ -7,7 +7,6 @@ runs it.
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 
 import jaxmm
 from jaxmm import config as configs
-from jaxmm.config import ConfigError
 from jaxmm.data import image_files
 from jaxmm.data.kept import read_columns
 from jaxmm.data.transforms import decode_image
@@ -108,8 +106,7 @@ def planned(
   scale: float = 1.0,
 ) -> ImagePruning:
   """The plan; trains nothing. See `run` for arguments and errors."""
-  if not (scale > 0 and math.isfinite(scale)):
-    raise ConfigError(f'scale is {scale}, expected a positive number')
+  claim.claim.check(list(claim.arms), scale)
   config = configs.plain(configs.load_config(claim.config))
   config['steps'] = max(2, round(config['steps'] * scale))
   for settings in config['optimizer'].values():
@@ -117,12 +114,6 @@ def planned(
   if data_path:
     for section in ('data', 'eval_data'):
       config[section] |= {'name': 'images', 'path': str(data_path)}
-  for criterion in claim.claim.criteria:
-    for arm in (criterion.arm, criterion.against):
-      if arm not in claim.arms:
-        raise configs.unknown_key(
-          arm, list(claim.arms), f'the claim, for criterion {criterion.name!r},'
-        )
   seeds = tuple(seeds or claim.seeds)
   paired(seeds, list(claim.arms))
   return ImagePruning(config, claim.planted, claim.arms, seeds, **claim.settings)

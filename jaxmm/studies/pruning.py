@@ -133,36 +133,6 @@ class Pruning:
   encoder_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def everything(pool: Pool, seed: int, directory: pathlib.Path, echo: Echo) -> KeepList:
-  """The selection that drops nothing."""
-  del seed, directory, echo
-  return pool.only(np.ones(len(pool.examples), bool), 'everything')
-
-
-def random_texts(
-  share: float, pool: Pool, seed: int, directory: pathlib.Path, echo: Echo
-) -> KeepList:
-  """A random share of the texts."""
-  del directory, echo
-  order = np.random.default_rng([seed, 17]).permutation(len(pool.examples))
-  keep_N = np.zeros(len(order), bool)
-  keep_N[order[: round(share * len(order))]] = True
-  return pool.only(keep_N, 'random', share=share, seed=seed)
-
-
-def random_bytes(
-  share: float, pool: Pool, seed: int, directory: pathlib.Path, echo: Echo
-) -> KeepList:
-  """Random texts until they hold this share of all bytes."""
-  del directory, echo
-  size_N = np.array([len(e.content) for e in pool.examples])
-  order = np.random.default_rng([seed, 17]).permutation(len(size_N))
-  held = np.cumsum(size_N[order])
-  keep_N = np.zeros(len(order), bool)
-  keep_N[order[: int(np.searchsorted(held, share * held[-1])) + 1]] = True
-  return pool.only(keep_N, 'random', share_of_bytes=share, seed=seed)
-
-
 def add_stages(study: Study, plan: Pruning) -> None:
   """Corpora, vectors, and for each seed and arm a list and a model."""
   study.add(

@@ -6,7 +6,6 @@ A paper's `claim.py` says what is claimed and of which runs (`TwoStageClaim`); t
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -115,8 +114,7 @@ def planned(
   """The plan without the controls; the stages that find their sizes are added to `study`, those of
   the plan are foreseen. Trains nothing; see `run` for arguments and errors.
   """
-  if not (scale > 0 and math.isfinite(scale)):
-    raise ConfigError(f'scale is {scale}, expected a positive number')
+  claim.claim.check([*claim.arms, *(control.arm for control in claim.controls)], scale)
   config_of = lambda what: _config(f'{claim.config}:{what}', data_path, scale)
   tokenizers = {arm: config_of(what) for arm, what in claim.arms.items()}
   if claim.equal_to not in tokenizers:
@@ -137,7 +135,6 @@ def planned(
   paired(plan.seeds, list(plan.tokenizers))
   if plan.features == 'classifier':
     read_classifier(plan.feature_weights)  # that the weights are missing shows at once
-  _check_criteria(claim, plan)
   _check_budgets(claim, plan)
   for control in claim.controls:
     # Errors of runs that are too short mean nothing; they decide nothing either.
@@ -173,15 +170,6 @@ def _with_controls(claim: TwoStageClaim, plan: TwoStage, sizes: Mapping[str, int
   arms = plan.tokenizers
   controls = {c.arm: matched_control.degraded(c, arms, sizes[c.arm]) for c in claim.controls}
   return dataclasses.replace(plan, tokenizers={**arms, **controls})
-
-
-def _check_criteria(claim: TwoStageClaim, plan: TwoStage) -> None:
-  """That every criterion names arms that there will be."""
-  arms = [*plan.tokenizers, *(control.arm for control in claim.controls)]
-  for criterion in claim.claim.criteria:
-    for arm in (criterion.arm, criterion.against):
-      if arm not in arms:
-        raise configs.unknown_key(arm, arms, f'the claim, for criterion {criterion.name!r},')
 
 
 def _check_budgets(claim: TwoStageClaim, plan: TwoStage) -> None:

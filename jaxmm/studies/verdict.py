@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.report import figures, page
 from jaxmm.report.markup import Html, number_text
@@ -115,6 +116,21 @@ class Claim:
       raise ConfigError(f'claim of {self.paper!r} has no criteria that are judged')
     if self.min_seeds < 3:
       raise ConfigError(f'claim of {self.paper!r}: min_seeds is {self.min_seeds}, expected >= 3')
+
+  def check(self, arms: Sequence[str], scale: float) -> None:
+    """That there can be a verdict, before anything is trained.
+
+    Raises:
+      ConfigError: a criterion names an arm that there will not be, or `scale`, what all numbers of
+        steps are multiplied by, is no positive number.
+    """
+    if not (scale > 0 and math.isfinite(scale)):
+      raise ConfigError(f'scale is {scale}, expected a positive number')
+    for criterion in self.criteria:
+      for arm in (criterion.arm, criterion.against):
+        if arm not in arms:
+          where = f'the claim, for criterion {criterion.name!r},'
+          raise configs.unknown_key(arm, list(arms), where)
 
   def judged_arms(self) -> set[str]:
     """The arms on which the verdict rests."""

@@ -1,6 +1,5 @@
 """A claim about pruned text, from a folder of texts to the verdict; nothing is done twice."""
 
-import functools
 import json
 
 import numpy as np
@@ -10,7 +9,7 @@ from jaxmm.config import ConfigError
 from jaxmm.curation import keep_list
 from jaxmm.studies import (
   claim_markdown,
-  pruning,
+  pruning_arms,
   pruning_claim,
   pruning_markdown,
   pruning_texts,
@@ -56,7 +55,6 @@ def corpora(data_path, scale):
 
 
 def claim(**changes):
-  half = functools.partial(pruning.random_texts, 0.5)
   fields = dict(
     claim=Claim(
       'toy', 'Words are words.',
@@ -68,9 +66,9 @@ def claim(**changes):
     ),
     corpora=corpora,
     arms={
-      'random': Arm('natural', half, {'keep': 0.5}),
+      'random': pruning_arms.random_texts('natural', 0.5),
       'first': Arm('natural', longest, {'method': 'first'}, needs_vectors=True),
-      'planted': Arm('planted', pruning.everything, {}),
+      'planted': pruning_arms.everything('planted'),
     },
     settings=SETTINGS,
     vocab_size=300,
@@ -143,7 +141,7 @@ def test_a_run_to_try_it_out_decides_nothing(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'options', 'message'),
   [
-    ({}, {'scale': 0.0}, 'scale is 0.0, expected above 0'),
+    ({}, {'scale': 0.0}, 'scale is 0.0, expected a positive number'),
     ({}, {'data_path': None}, r"--data-path is 'None', expected a folder with pool\*"),
     ({'arms': {}}, {}, "the claim, for criterion 'fewer bits',"),
     ({'settings': ('model.widht=3',)}, {}, 'widht'),

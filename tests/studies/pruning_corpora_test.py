@@ -12,7 +12,7 @@ from jaxmm.experiments.text_quality import claim as text_quality
 
 from jaxmm.data import corpus
 from jaxmm.data.corpus import CorpusConfig
-from jaxmm.studies import pruning_claim, pruning_corpora
+from jaxmm.studies import pruning_arms, pruning_claim, pruning_corpora
 from jaxmm.studies.pruning import Pool
 
 TEXTS = [f'text {i} has words of its own: {"x" * i}' for i in range(50)]
@@ -83,7 +83,7 @@ def test_the_library_is_a_corpus_of_short_and_long_files(tmp_path):
 def test_random_bytes_hold_the_share(tmp_path):
   pruning_corpora.write(tmp_path, {'pools': {'natural': TEXTS}})
   pool = Pool(tmp_path / 'pools/natural.jsonl')
-  keep = long_files.at_random('natural').select(pool, 0, tmp_path, print)
+  keep = pruning_arms.random_bytes('natural', 0.5).select(pool, 0, tmp_path, print)
   stays = set(keep.table.filter(keep.table['keep'])['id'].to_pylist())
   share = sum(len(e.content) for e in pool.examples if e.id in stays)
   share /= sum(len(e.content) for e in pool.examples)
