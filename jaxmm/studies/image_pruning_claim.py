@@ -11,21 +11,18 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-import jaxmm
 from jaxmm import config as configs
 from jaxmm.data import image_files
 from jaxmm.data.kept import read_columns
 from jaxmm.data.transforms import decode_image
 from jaxmm.interop.efficientnet import read_classifier
 from jaxmm.report import images, page
-from jaxmm.studies import image_pruning
+from jaxmm.studies import claim_page, image_pruning
 from jaxmm.studies.image_pruning import POOL, Arm, ImagePruning
 from jaxmm.studies.planted_images import PlantedConfig
 from jaxmm.studies.stages import Study, paired, text_table
-from jaxmm.studies.two_stage_page import spread
 from jaxmm.studies.verdict import Claim, concluded
 
 METRICS = {
@@ -123,7 +120,10 @@ def table(measured: Mapping) -> tuple[list[str], list[list[str]]]:
   """Column names and rows: a row a metric, a column an arm; mean, in brackets least and most."""
   arms = list(measured)
   rows = [
-    [name, *(spread([of_seed[metric] for of_seed in measured[arm].values()]) for arm in arms)]
+    [
+      name,
+      *(claim_page.spread([of_seed[metric] for of_seed in measured[arm].values()]) for arm in arms),
+    ]
     for metric, name in METRICS.items()
   ]
   return ['', *arms], rows
@@ -132,13 +132,7 @@ def table(measured: Mapping) -> tuple[list[str], list[list[str]]]:
 def _write_page(
   study: Study, plan: ImagePruning, claim: ImagePruningClaim, head: list
 ) -> pathlib.Path:
-  facts = {
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'jaxmm': jaxmm.__version__,
-    'jax': jax.__version__,
-    'seeds': ', '.join(map(str, plan.seeds)),
-  }
-  out = page.Page(claim.title, claim.subtitle, facts)
+  out = page.Page(claim.title, claim.subtitle, claim_page.facts(plan.seeds))
   out.add(*head)
   steps, batch = plan.classifier['steps'], plan.classifier['batch']
   out.add_section(

@@ -5,14 +5,10 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import jax
-
-import jaxmm
 from jaxmm.report import figures, page
 from jaxmm.report.run_page import read_log
-from jaxmm.studies import pruning, stages
+from jaxmm.studies import claim_page, pruning, stages
 from jaxmm.studies.pruning import Pruning
-from jaxmm.studies.two_stage_page import spread
 
 
 def write(
@@ -33,13 +29,7 @@ def write(
     head: blocks that come first (the verdict).
     departures: sentences, each one way in which this is not the paper.
   """
-  facts = {
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'jaxmm': jaxmm.__version__,
-    'jax': jax.__version__,
-    'seeds': ', '.join(map(str, plan.seeds)),
-    'steps of every arm': plan.model['steps'],
-  }
+  facts = claim_page.facts(plan.seeds, **{'steps of every arm': plan.model['steps']})
   out = page.Page(title, subtitle, facts)
   out.add(*head)
   columns, rows = table(pruning.measurements(study, plan))
@@ -62,7 +52,7 @@ def table(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[li
   arms = list(measured)
   metrics = list(next(iter(measured[arms[0]].values())))
   rows = [
-    [metric, *(spread([of[metric] for of in measured[arm].values()]) for arm in arms)]
+    [metric, *(claim_page.spread([of[metric] for of in measured[arm].values()]) for arm in arms)]
     for metric in metrics
   ]
   return ['', *arms], rows

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 from jaxmm.config import ConfigError
 from jaxmm.studies import claim_markdown, matched_control, stages, two_stage
-from jaxmm.studies.two_stage_page import METRICS, spread
+from jaxmm.studies.claim_page import spread
+from jaxmm.studies.two_stage_page import METRICS
 from jaxmm.studies.verdict import Verdict
 
 

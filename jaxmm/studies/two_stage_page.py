@@ -5,13 +5,11 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
-import jaxmm
 from jaxmm.report import figures, images, page
 from jaxmm.report.run_page import read_log
-from jaxmm.studies import loading, pictures, stages, two_stage
+from jaxmm.studies import claim_page, loading, pictures, stages, two_stage
 from jaxmm.studies.two_stage import TwoStage
 
 METRICS = {
@@ -46,13 +44,7 @@ def write(
     controls: sentences, how the size of each control was found.
     departures: sentences, each one way in which this is not the paper.
   """
-  facts = {
-    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'jaxmm': jaxmm.__version__,
-    'jax': jax.__version__,
-    'seeds': ', '.join(map(str, plan.seeds)),
-  }
-  out = page.Page(title, subtitle, facts)
+  out = page.Page(title, subtitle, claim_page.facts(plan.seeds))
   out.add(*head)
   _add_table(out, study, plan)
   if controls:
@@ -78,19 +70,13 @@ def _add_table(out: page.Page, study: stages.Study, plan: TwoStage) -> None:
   rows = []
   for metric, name in METRICS.items():
     values = {arm: [measured[arm][seed][metric] for seed in plan.seeds] for arm in arms}
-    cells = [spread(values[arm]) for arm in arms]
+    cells = [claim_page.spread(values[arm]) for arm in arms]
     rows.append([name, *cells])
   out.add_section(
     'The numbers',
     page.table(['', *arms], rows),
     intro='Mean over seeds, in brackets the smallest and the largest.',
   )
-
-
-def spread(values: Sequence[float]) -> str:
-  """The mean and, where seeds differ, the smallest and the largest in brackets."""
-  mean = f'{np.mean(values):.4g}'
-  return mean if len(set(values)) == 1 else f'{mean} ({min(values):.4g} to {max(values):.4g})'
 
 
 def _add_positions(out: page.Page, study: stages.Study, plan: TwoStage) -> None:
@@ -196,7 +182,7 @@ def print_table(measured: Mapping, echo) -> None:
   """The numbers for a terminal."""
   arms = list(measured)
   rows = [
-    [name, *(spread([run[metric] for run in measured[arm].values()]) for arm in arms)]
+    [name, *(claim_page.spread([run[metric] for run in measured[arm].values()]) for arm in arms)]
     for metric, name in METRICS.items()
   ]
   echo(stages.text_table(['', *arms], rows))
