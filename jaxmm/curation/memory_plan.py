@@ -87,8 +87,9 @@ def of_vectors(
     stages['assigning']['sums'] = fit['sums']
   if compared:
     batch = min(semdedup.BATCH, usable) * row
-    # Two are held, and rows are gathered into a third.
-    stages['comparing'] = {'batches': 3 * batch * max(1, devices // processes)}
+    # Those of all streams, and one that is gathered meanwhile.
+    held = semdedup.streams_of(devices) + 1
+    stages['comparing'] = {'batches': held * batch * max(1, devices // processes)}
   return MemoryPlan(always, stages)
 
 

@@ -16,8 +16,11 @@ Axes: N rows, D width, C batches, F rows of a batch, I products, T rows of one, 
 from __future__ import annotations
 
 import bisect
+import collections
+import concurrent.futures
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -40,7 +43,8 @@ DUPLICATE = 'semantic_duplicate'
 Echo = Callable[[str], None]
 _ROWS = ('data', 'fsdp')
 _TILE = 64
-# Rows that are in memory together, twice a device; a larger cluster is compared part by part.
+_MOST_STREAMS = 8
+# Rows of a batch; a larger cluster is compared part by part.
 BATCH = 1 << 14
 
 
@@ -165,25 +169,27 @@ def earlier(
     raise ConfigError(f'prefer is {prefer!r}, expected one of {", ".join(ORDERS)}')
   mesh = sharding.make_mesh() if mesh is None else mesh
   sign = -1 if prefer == 'hard' else 1
-  order_N = np.lexsort((sign * distance_N.astype(np.float64), cluster_N))
+  order_N = _in_order(cluster_N, sign * np.asarray(distance_N, np.float32))
   start_K = np.flatnonzero(np.diff(cluster_N[order_N], prepend=-1))
   end_K = np.append(start_K[1:], len(order_N))
   best_N = np.full(len(x_ND), -np.inf, np.float32)
   place_N = np.full(len(x_ND), -1, np.int64)  # in the order, of the most similar row
-  waiting = None
-  for begun in _compared_batches(x_ND, order_N, start_K, end_K, mesh):
-    # One batch is computed while the next is gathered.
-    if waiting is not None:
-      _merge(best_N, place_N, *waiting)
-    waiting = begun
+  for place_CF, *found in _compared_batches(x_ND, order_N, start_K, end_K, mesh):
+    _merge(best_N, place_N, place_CF, *found)
     if echo:
-      echo(f'semdedup: {int(begun[0].max()) + 1:,} of {len(x_ND):,} rows')
-  if waiting is not None:
-    _merge(best_N, place_N, *waiting)
+      echo(f'semdedup: {int(place_CF.max()) + 1:,} of {len(x_ND):,} rows')
   similarity_N, nearest_N = np.empty_like(best_N), np.empty_like(place_N)
   similarity_N[order_N] = best_N
   nearest_N[order_N] = np.where(place_N < 0, -1, order_N[place_N])
   return Earlier(similarity_N, nearest_N)
+
+
+def _in_order(cluster_N, distance_N) -> np.ndarray:
+  """Rows by cluster, within one by distance, of equal ones by number; faster than a lexsort."""
+  order_N = np.argsort(distance_N, kind='stable')
+  # Of 16 bits NumPy sorts by radix.
+  small = np.uint16 if cluster_N.max(initial=0) < 1 << 16 else np.uint32
+  return order_N[np.argsort(cluster_N[order_N].astype(small), kind='stable')]
 
 
 def _merge(best_N, place_N, place_CF, best_CF, column_CF) -> None:
@@ -196,38 +202,70 @@ def _merge(best_N, place_N, place_CF, best_CF, column_CF) -> None:
     place_N[place_F[found]] = place_F[column_F[found]]
 
 
+def streams_of(devices: int, platform: str = 'cpu') -> int:
+  """How many batches are compared side by side, beside those of other devices.
+
+  Products of a tile are too small to fill several cores of one CPU. Programs of several devices
+  wait for one another, so they must begin in the same order everywhere: one at a time.
+  """
+  if devices > 1 or platform != 'cpu':
+    return 1
+  return min(os.cpu_count() or 1, _MOST_STREAMS)
+
+
 def _compared_batches(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
-  """(place_CF, best_CF, column_CF) of batches, one a device; results not yet awaited."""
+  """(place_CF, best_CF, column_CF) of batches, one a device, in their order."""
   devices = mesh.shape['data'] * mesh.shape['fsdp']
+  streams = streams_of(mesh.size, mesh.devices.flat[0].platform)
   batches = list(_batches(start_K.tolist(), end_K.tolist()))
   F = -(-max((_rows(parts) for parts, _ in batches), default=0) // _TILE) * _TILE
+  # One set more than streams, so that the next batch is gathered meanwhile, and in turn: to be
+  # given new memory takes longer than to fill it.
+  buffers: list[dict[int, np.ndarray]] = [{} for _ in range(streams + 1)]
+  turns = [batches[first : first + devices] for first in range(0, len(batches), devices)]
+  waiting = collections.deque()
+
+  def finished():
+    place_CF, *found = waiting.popleft().result()
+    return place_CF, *(np.asarray(a) for a in found)
+
+  with concurrent.futures.ThreadPoolExecutor(streams) as pool:
+    for number, turn in enumerate(turns):
+      if len(waiting) == len(buffers):
+        yield finished()
+      buffer = buffers[number % len(buffers)]
+      waiting.append(pool.submit(_begun, turn, x_ND, order_N, F, mesh, buffer))
+    while waiting:
+      yield finished()
+
+
+def _begun(turn, x_ND, order_N, F: int, mesh, buffer: dict[int, np.ndarray]) -> tuple:
+  """Gathers a batch for every device and compares it; results may not be there yet."""
+  devices = mesh.shape['data'] * mesh.shape['fsdp']
+  place_CF = np.full((devices, F), -1, np.int64)
+  items = np.zeros((devices, F // 2, 4), np.int32)
+  count_C = np.zeros(devices, np.int32)
+  for c, (parts, is_between) in enumerate(turn):
+    places = np.concatenate([np.arange(*part) for part in parts])
+    place_CF[c, : len(places)] = places
+    found = _items(parts, is_between, F)
+    items[c, : len(found)], count_C[c] = found, len(found)
+
+  def gathered(index):
+    c = index[0].start or 0
+    if c not in buffer:
+      buffer[c] = aligned((1, F, x_ND.shape[1]))
+    row_F = order_N[place_CF[c][place_CF[c] >= 0]]
+    _gather(x_ND, row_F, buffer[c][0, : len(row_F)])
+    return buffer[c]
+
   split = NamedSharding(mesh, P(_ROWS))
-  # Two in turn for every device here: to be given new memory takes longer than to fill it.
-  buffers: dict[tuple[int, int], np.ndarray] = {}
-  for number, first in enumerate(range(0, len(batches), devices)):
-    place_CF = np.full((devices, F), -1, np.int64)
-    items = np.zeros((devices, F // 2, 4), np.int32)
-    count_C = np.zeros(devices, np.int32)
-    for c, (parts, is_between) in enumerate(batches[first : first + devices]):
-      places = np.concatenate([np.arange(*part) for part in parts])
-      place_CF[c, : len(places)] = places
-      found = _items(parts, is_between, F)
-      items[c, : len(found)], count_C[c] = found, len(found)
-
-    def gathered(index, turn=number % 2, place_CF=place_CF):
-      c = index[0].start or 0
-      if (turn, c) not in buffers:
-        buffers[turn, c] = aligned((1, F, x_ND.shape[1]))
-      row_F = order_N[place_CF[c][place_CF[c] >= 0]]
-      _gather(x_ND, row_F, buffers[turn, c][0, : len(row_F)])
-      return buffers[turn, c]
-
-    x_CFD = jax.make_array_from_callback((devices, F, x_ND.shape[1]), split, gathered)
-    given = [
-      jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index])
-      for a in (items, count_C)
-    ]
-    yield place_CF, *_compared(x_CFD, *given, mesh)
+  x_CFD = jax.make_array_from_callback((devices, F, x_ND.shape[1]), split, gathered)
+  given = [
+    jax.make_array_from_callback(a.shape, split, lambda index, a=a: a[index])
+    for a in (items, count_C)
+  ]
+  return place_CF, *_compared(x_CFD, *given, mesh)
 
 
 def _gather(x_ND, row_F: np.ndarray, out: np.ndarray) -> None:

@@ -102,6 +102,20 @@ def test_devices_do_not_show():
     np.testing.assert_array_equal(one.nearest_N, other.nearest_N)
 
 
+@pytest.mark.parametrize('streams', [1, 2, 5])
+def test_batches_compared_side_by_side_on_one_cpu_do_not_show(monkeypatch, streams):
+  """With far more batches than buffers, so that every buffer is used again."""
+  of = clustered([90, 64, 3, 150, 10] * 8)
+  eight = semdedup.earlier(*of, prefer='hard')
+  monkeypatch.setattr(semdedup, 'BATCH', 192)
+  monkeypatch.setattr(semdedup.os, 'cpu_count', lambda: streams)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  assert semdedup.streams_of(mesh.size) == streams
+  one = semdedup.earlier(*of, prefer='hard', mesh=mesh)
+  np.testing.assert_array_equal(one.similarity_N, eight.similarity_N)
+  np.testing.assert_array_equal(one.nearest_N, eight.nearest_N)
+
+
 @hypothesis.settings(max_examples=15, deadline=None)
 @hypothesis.given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 99))
 def test_the_first_of_a_cluster_and_only_that_has_nobody_before_it(sizes, seed):
