@@ -9,6 +9,11 @@ The pool is CIFAR-10, 500 pictures a class, and 20 near-copies of each of 165 of
 That the study can see what pictures are worth at this size is a condition: of the deduplicated pool
 a random part must teach more than as large a random part of the whole pool.
 
+A first run, of the seeds 1 to 4, left everything open, the condition too (README.md keeps it): one
+accuracy varies by some 1.3 points between seeds. This second one has ten fresh seeds and is the
+same otherwise: at the first run's spread, differences of 0.9 points (random against copies) and of
+1.4 (DBP against random) can be told from none.
+
 Settings come from pilots on the seeds 100 and 101, which are not judged (README.md has them). They
 let expect that the hardest teach less than a random part here, as Sorscher et al. 2022
 (arXiv:2206.14486) say of little data; the paper's choice is judged all the same, and what the
@@ -81,7 +86,7 @@ STUDY = ImagePruningClaim(
     'dbp_easy': Arm('dbp', prefer='easy'),
     'full': Arm('all', is_deduplicated=False),
   },
-  seeds=(1, 2, 3, 4),
+  seeds=(5, 6, 7, 8, 9, 10, 11, 12, 13, 14),
   title='Does complexity say how many pictures of a cluster to keep?',
   subtitle='DBP (arXiv:2401.04578) in miniature on CIFAR-10',
   departures=DEPARTURES,
