@@ -3,8 +3,9 @@
     python experiments/performance/memory.py --directory /tmp/memory
 
 Vectors are those of `vectors.py` (20,000 and 200,000 x 384), documents those of `planted.py` (2,000
-and 20,000). One JSON line a job: the peak, and for vectors what the command planned before it
-loaded them. k is the square root of the rows; three iterations, as more take no more memory.
+and 20,000). One JSON line a job: the resident peak, that without pages of files, which the system
+takes back when it needs them, and for vectors what the command planned before it loaded them. k is
+the square root of the rows; three iterations, as more take no more memory.
 """
 
 from __future__ import annotations
@@ -52,17 +53,32 @@ def documents(number: int, directory: pathlib.Path) -> pathlib.Path:
   return out
 
 
+def anonymous(pid: int) -> int:
+  """KiB of a process that the system cannot take back (no pages of files); 0 once it ended."""
+  try:
+    status = pathlib.Path(f'/proc/{pid}/status').read_text()
+  except FileNotFoundError:
+    return 0
+  found = re.search(r'RssAnon:\s+(\d+) kB', status)
+  return int(found[1]) if found else 0
+
+
 def measured(words: list[str], log: pathlib.Path) -> dict:
-  """Peak of a command (of its largest process, if it starts others) and seconds."""
-  begin = time.perf_counter()
+  """Peaks of a command (of its largest process, if it starts others) and seconds."""
+  begin, kept = time.perf_counter(), 0
   with open(log, 'w') as out:
     process = subprocess.Popen([sys.executable, '-m', 'jaxmm', 'curate', *words], stdout=out)
-    _, status, usage = os.wait4(process.pid, 0)
+    pid = 0
+    while not pid:
+      kept = max(kept, anonymous(process.pid))
+      time.sleep(0.01)
+      pid, status, usage = os.wait4(process.pid, os.WNOHANG)
   if status:
     raise SystemExit(f'jaxmm curate {" ".join(words)} failed; see {log}')
   planned = re.search(r'memory: ([\d.]+) GiB at most', log.read_text())
   return {
     'peak_mib': round(usage.ru_maxrss / 1024),
+    'anonymous_mib': round(kept / 1024),
     'planned_mib': round(float(planned[1]) * 1024) if planned else None,
     'seconds': round(time.perf_counter() - begin, 1),
   }

@@ -1,8 +1,9 @@
 """Where damaged files land among the clusters of the originals: SCIP's finding, with any encoder.
 
     jaxmm curate corrupt --input SOURCES --suffix .py --output damaged.parquet
-    jaxmm curate embed --input SOURCES --suffix .py --output vectors
-    jaxmm curate embed --input damaged.parquet --id-field id --output damaged-vectors
+    jaxmm curate embed --input SOURCES --suffix .py --encoder minilm --output vectors
+    jaxmm curate embed --input damaged.parquet --id-field id --encoder minilm \\
+        --output damaged-vectors
     python experiments/scip/shift.py damaged.parquet vectors damaged-vectors
 
 Clusters are those of the originals. A line a kind of damage: how far the size of the cluster and

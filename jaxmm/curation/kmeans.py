@@ -25,7 +25,7 @@ from jaxmm.curation.lloyd import Dealt
 
 INITS = ('sampled', 'k-means++')
 # Rows of what is larger that are in memory while they are assigned.
-ROWS_AT_ONCE = 1 << 17
+ROWS_AT_ONCE = 1 << 15
 Echo = Callable[[str], None]
 
 
