@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -53,31 +52,33 @@ def documents(number: int, directory: pathlib.Path) -> pathlib.Path:
   return out
 
 
-def anonymous(pid: int) -> int:
-  """KiB of a process that the system cannot take back (no pages of files); 0 once it ended."""
+def status_of(pid: int) -> tuple[int, int]:
+  """KiB of a process: (resident peak, what the system cannot take back now); 0 once it ended.
+
+  The peak that `wait4` reports is no use: a child inherits that of its parent.
+  """
   try:
     status = pathlib.Path(f'/proc/{pid}/status').read_text()
   except FileNotFoundError:
-    return 0
-  found = re.search(r'RssAnon:\s+(\d+) kB', status)
-  return int(found[1]) if found else 0
+    return 0, 0
+  found = [re.search(rf'{name}:\s+(\d+) kB', status) for name in ('VmHWM', 'RssAnon')]
+  return tuple(int(of[1]) if of else 0 for of in found)
 
 
 def measured(words: list[str], log: pathlib.Path) -> dict:
-  """Peaks of a command (of its largest process, if it starts others) and seconds."""
-  begin, kept = time.perf_counter(), 0
-  with open(log, 'w') as out:
-    process = subprocess.Popen([sys.executable, '-m', 'jaxmm', 'curate', *words], stdout=out)
-    pid = 0
-    while not pid:
-      kept = max(kept, anonymous(process.pid))
+  """Peaks of a command (of its first process, if it starts others) and seconds."""
+  begin, peak, kept = time.perf_counter(), 0, 0
+  command = [sys.executable, '-m', 'jaxmm', 'curate', *words]
+  with open(log, 'w') as out, subprocess.Popen(command, stdout=out) as process:
+    while process.poll() is None:
+      now = status_of(process.pid)
+      peak, kept = max(peak, now[0]), max(kept, now[1])
       time.sleep(0.01)
-      pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-  if status:
+  if process.returncode:
     raise SystemExit(f'jaxmm curate {" ".join(words)} failed; see {log}')
   planned = re.search(r'memory: ([\d.]+) GiB at most', log.read_text())
   return {
-    'peak_mib': round(usage.ru_maxrss / 1024),
+    'peak_mib': round(peak / 1024),
     'anonymous_mib': round(kept / 1024),
     'planned_mib': round(float(planned[1]) * 1024) if planned else None,
     'seconds': round(time.perf_counter() - begin, 1),

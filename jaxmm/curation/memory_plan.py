@@ -18,7 +18,7 @@ from jaxmm.curation.kmeans import KMeansConfig
 # Python, the libraries and compiled programs.
 _PROGRAM = 600 << 20
 # Ids, digests, what is found about a row, and the keep-list with its copies.
-_PER_ROW = 800
+_PER_ROW = 1000
 _GIB = 2**30
 
 
