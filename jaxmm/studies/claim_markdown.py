@@ -1,7 +1,11 @@
 """A claim's numbers as Markdown, so that a paper's page is made and not typed.
 
-What every kind of study has in common; `two_stage_markdown`, `pruning_markdown` and
-`image_pruning_markdown` know where theirs are, and are commands.
+    python -m jaxmm.studies.claim_markdown runs/reproduce-d4
+    python -m jaxmm.studies.claim_markdown runs/reproduce-d4 --into experiments/d4/README.md
+
+The second puts them between the lines `<!-- verdict: begin -->` and `<!-- verdict: end -->`.
+Studies of tokenizers and of pruned pictures have commands of their own, `two_stage_markdown` and
+`image_pruning_markdown`, which know more of them.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 from jaxmm.config import ConfigError
 from jaxmm.report.markup import duration_text
-from jaxmm.studies import stages
+from jaxmm.studies import claim_page, stages
 from jaxmm.studies.verdict import Verdict
 
 BEGIN, END = '<!-- verdict: begin -->', '<!-- verdict: end -->'
@@ -30,6 +34,17 @@ def read_verdict(directory: str | os.PathLike) -> Verdict:
   if not path.is_file():
     raise ConfigError(f'{directory} has no verdict.json; run the whole claim first')
   return Verdict.from_json(json.loads(path.read_text(encoding='utf-8')))
+
+
+def markdown(directory: str | os.PathLike) -> str:
+  """The verdict, its criteria, and `measurements.json` of all arms, from a finished study.
+
+  Raises:
+    ConfigError: no `verdict.json`: the study has not ended, or is a smaller one.
+  """
+  verdict = read_verdict(directory)
+  stored = pathlib.Path(directory, 'measurements.json').read_text(encoding='utf-8')
+  return text(directory, verdict, claim_page.table(json.loads(stored)))
 
 
 def text(
@@ -87,3 +102,7 @@ def command(markdown: Callable[[str], str], arguments: Sequence[str] | None = No
     write_into(options.into, content)
   else:
     print(content)
+
+
+if __name__ == '__main__':
+  command(markdown)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,15 @@ def facts(seeds: Sequence[int], **more: Any) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> str:
-  """The mean and, where seeds differ, the smallest and the largest in brackets."""
+  """The mean and, where seeds differ, the smallest and the largest in brackets; '' of nothing."""
+  if not values:
+    return ''
   mean = f'{np.mean(values):.4g}'
   return mean if len(set(values)) == 1 else f'{mean} ({min(values):.4g} to {max(values):.4g})'
+
+
+def table(measured: Mapping[str, Mapping[Any, Mapping[str, float]]]) -> tuple[list, list]:
+  """Columns and rows of `{arm: {seed: {metric: value}}}`: a row a metric, a column an arm."""
+  metrics = {m: None for of in measured.values() for values in of.values() for m in values}
+  cell = lambda of, metric: spread([v[metric] for v in of.values() if metric in v])
+  return ['', *measured], [[m, *(cell(of, m) for of in measured.values())] for m in metrics]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +45,15 @@ def run_evaluations(
     values = window.shown(window.added({}, sums), loaded.task.summaries())
     out |= {f'{name}/{metric}': value for metric, value in values.items()}
   return out
+
+
+def train_and_measure(
+  config: Mapping[str, Any], path: pathlib.Path, echo: Callable[[str], None]
+) -> dict[str, Any]:
+  """Trains in `path`, then evaluates on the held-out data: `{metric: value}`."""
+  run.train_from_config(config, path, evaluates=False, echo=echo)
+  results = run_evaluations(loading.load(path))
+  return {name.partition('/')[2]: value for name, value in results.items()}
 
 
 def write(

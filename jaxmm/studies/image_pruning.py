@@ -38,7 +38,7 @@ from jaxmm.curation.stages import Stages
 from jaxmm.curation.vectors import Vectors
 from jaxmm.data import pipeline
 from jaxmm.data.corpus import CorpusConfig
-from jaxmm.studies import encoders, planted_images, run, two_stage
+from jaxmm.studies import encoders, evaluation, planted_images, run
 from jaxmm.studies.planted_images import PlantedConfig
 from jaxmm.studies.stages import Stage, Study, paired, read_records
 
@@ -163,7 +163,7 @@ def _add_classifier(study: Study, plan: ImagePruning, seed: int, arm: str) -> No
   study.add(
     Stage(
       f'seed-{seed}/{arm}',
-      lambda path: two_stage.train_and_measure(full, path, study.echo),
+      lambda path: evaluation.train_and_measure(full, path, study.echo),
       settings | {'jaxmm': jaxmm.__version__},
       (f'seed-{seed}/lists',),
       title=f'seed {seed}: {arm}',

@@ -32,7 +32,7 @@ def write(
   facts = claim_page.facts(plan.seeds, **{'steps of every arm': plan.model['steps']})
   out = page.Page(title, subtitle, facts)
   out.add(*head)
-  columns, rows = table(pruning.measurements(study, plan))
+  columns, rows = claim_page.table(pruning.measurements(study, plan))
   out.add_section(
     'The numbers',
     page.table(columns, rows),
@@ -47,20 +47,9 @@ def write(
   return out.write(study.directory / 'report.html')
 
 
-def table(measured: Mapping[str, Mapping[int, Mapping[str, float]]]) -> tuple[list, list]:
-  """Columns and rows: a row a metric, a column an arm."""
-  arms = list(measured)
-  metrics = list(next(iter(measured[arms[0]].values())))
-  rows = [
-    [metric, *(claim_page.spread([of[metric] for of in measured[arm].values()]) for arm in arms)]
-    for metric in metrics
-  ]
-  return ['', *arms], rows
-
-
 def print_table(measured: Mapping, echo) -> None:
   """The numbers for a terminal."""
-  echo(stages.text_table(*table(measured)))
+  echo(stages.text_table(*claim_page.table(measured)))
 
 
 def _add_corpora(out: page.Page, study: stages.Study) -> None:

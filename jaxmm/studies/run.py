@@ -108,6 +108,11 @@ def make_task(config: Mapping[str, Any]) -> Task:
   return module.make_task(configs.plain(config['model']))
 
 
+def seconds_on_a_cpu(config: Mapping[str, Any]) -> float:
+  """Rough seconds of a training run on two CPU cores; only the ratio to others matters."""
+  return 30.0 + make_task(config).step_flops(config['batch']) * config['steps'] / 4e10
+
+
 def make_batches(
   config: Mapping[str, Any], *, train: bool = True, batch: int | None = None
 ) -> pipeline.Batches:

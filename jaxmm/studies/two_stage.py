@@ -87,18 +87,13 @@ def add_tokenizer(study: Study, config: Mapping[str, Any], seed: int, arm: str) 
     study.add(
       Stage(
         name,
-        lambda path: train_and_measure(config, path, study.echo),
+        lambda path: evaluation.train_and_measure(config, path, study.echo),
         config | {'jaxmm': jaxmm.__version__},
         title=f'seed {seed}, arm {arm}: tokenizer',
-        cost=_seconds(config),
+        cost=run.seconds_on_a_cpu(config),
       )
     )
   return name
-
-
-def _seconds(config: Mapping[str, Any]) -> float:
-  """Rough seconds of a training run on two CPU cores; only the ratio to other stages matters."""
-  return 30.0 + run.make_task(config).step_flops(config['batch']) * config['steps'] / 4e10
 
 
 def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
@@ -130,11 +125,11 @@ def _add_arm(study: Study, plan: TwoStage, seed: int, arm: str) -> None:
   study.add(
     Stage(
       f'{at}/image_model',
-      lambda path: train_and_measure(full, path, study.echo),
+      lambda path: evaluation.train_and_measure(full, path, study.echo),
       stage_two(model, tokenizer, 'tokens') | {'jaxmm': jaxmm.__version__},
       (f'{at}/tokens',),
       title=f'{title}: image model',
-      cost=_seconds(full),
+      cost=run.seconds_on_a_cpu(full),
     )
   )
   study.add(
@@ -185,13 +180,6 @@ def stage_two(
 
 
 # What the stages do.
-
-
-def train_and_measure(config: Mapping[str, Any], path: pathlib.Path, echo: Echo) -> dict[str, Any]:
-  """Trains in `path`, then evaluates on the held-out data: `{metric: value}`."""
-  run.train_from_config(config, path, evaluates=False, echo=echo)
-  results = evaluation.run_evaluations(loading.load(path))
-  return {name.partition('/')[2]: value for name, value in results.items()}
 
 
 def _write_tokens(

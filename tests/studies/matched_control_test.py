@@ -97,7 +97,7 @@ def search(directory, monkeypatch, tokenizers, errors, **options):
     error = errors['crt' if 'regularizer' in config['model'] else tuple(sizes)]
     return {'mse': error + (0.01 if config['seed'] == 5 else 0.0)}
 
-  monkeypatch.setattr(two_stage, 'train_and_measure', train)
+  monkeypatch.setattr(two_stage.evaluation, 'train_and_measure', train)
   lines = []
   study = Study(directory, lines.append)
   for control in (

@@ -11,7 +11,6 @@ from jaxmm.studies import (
   claim_markdown,
   pruning_arms,
   pruning_claim,
-  pruning_markdown,
   pruning_texts,
 )
 from jaxmm.studies.pruning import Arm
@@ -113,7 +112,7 @@ def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   assert verdict['outcome'] in ('reproduced', 'not reproduced', 'inconclusive')
   page_of_paper = tmp_path / 'README.md'
   page_of_paper.write_text(f'a\n{claim_markdown.BEGIN}\n{claim_markdown.END}\nb\n')
-  pruning_markdown.main([str(work), '--into', str(page_of_paper)])
+  claim_markdown.command(claim_markdown.markdown, [str(work), '--into', str(page_of_paper)])
   shown = page_of_paper.read_text()
   assert verdict['sentence'] in shown and '| bits_elsewhere |' in shown and shown.endswith('b\n')
   text = page.read_text()
@@ -135,7 +134,7 @@ def test_a_run_to_try_it_out_decides_nothing(tmp_path):
   assert any('no verdict: 1 seeds at scale 0.5' in line for line in said)
   assert not (tmp_path / 'w/verdict.json').exists()
   with pytest.raises(ConfigError, match='has no verdict.json; run the whole claim first'):
-    pruning_markdown.markdown(tmp_path / 'w')
+    claim_markdown.markdown(tmp_path / 'w')
 
 
 @pytest.mark.parametrize(
