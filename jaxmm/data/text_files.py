@@ -23,7 +23,7 @@ from jaxmm.data import corpus
 from jaxmm.data.bad_records import BadRecords
 from jaxmm.data.corpus import CorpusConfig, Example, Shard
 from jaxmm.data.kept import Verdicts
-from jaxmm.data.packing import METHODS, Documents, PackedSource
+from jaxmm.data.packing import METHODS, Documents, PackedSource, check_align
 from jaxmm.data.sources import check_split, in_test_split, split_files
 
 _RECORDS = ('.jsonl', '.jsonl.gz', '.jsonl.zst', '.json.gz', '.json.zst', '.parquet')
@@ -38,6 +38,7 @@ class TextConfig:
   Attributes:
     length: tokens of a row.
     packing: 'concat' or 'first_fit' (see `packing.packing_plan`).
+    align: documents begin at its multiples in a row (for models of patches); 1 leaves no gaps.
     field: of a record that holds the text.
     suffixes: of the files taken from a folder, such as ('.py',); () takes those named above.
     exclude: patterns of files and folders of it that are passed over (see `data.corpus`).
@@ -50,6 +51,7 @@ class TextConfig:
 
   length: int = 256
   packing: str = 'concat'
+  align: int = 1
   field: str = 'text'
   suffixes: tuple[str, ...] = ()
   exclude: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class TextConfig:
       raise ConfigError(f'data.text.length is {self.length}, expected at least 2 tokens')
     if self.packing not in METHODS:
       raise ConfigError(f'data.text.packing is {self.packing!r}, expected one of {METHODS}')
+    check_align('data.text', self.align, self.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +236,9 @@ def text_source(
   if not ids:
     raise ConfigError(f'{files.described} holds no text')
   documents = Documents.of(ids, names)
-  return PackedSource(documents, config.length, config.packing, config.pad_id, fingerprint)
+  return PackedSource(
+    documents, config.length, config.packing, config.pad_id, fingerprint, config.align
+  )
 
 
 def _chosen(
