@@ -33,7 +33,7 @@ from jaxmm.data.array_store import ArrayStore
 Record = dict[str, Any]
 
 # What `DataConfig.name` may be, beside the names of TFDS.
-NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'arrays')
+NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'bytes', 'arrays')
 
 
 # Names of a split's folder, whatever their case.
