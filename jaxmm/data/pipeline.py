@@ -23,6 +23,8 @@ from jaxmm.config import ConfigError
 from jaxmm.data import byte_files, image_files, kept, sources, text_files
 from jaxmm.data.bad_records import BadRecords, TooManyBadRecords
 from jaxmm.data.image_files import FileSource
+from jaxmm.data.mixed import MixedConfig, MixedSource, mixed_source
+from jaxmm.data.mixed_reader import MixedReader
 from jaxmm.data.packing import PackedSource
 from jaxmm.data.readers import ByteImageReader, ImageReader, PackedReader, Reader, TokenReader
 from jaxmm.data.sources import Source, Subset, UnreadableRecord
@@ -42,14 +44,15 @@ class DataConfig:
   Attributes:
     name: 'mnist5k' (comes with the extra `demo`), 'images' (a folder or zip of pictures),
       'array_record', 'tokens' (codes that `jaxmm tokenize` wrote), 'text', 'bytes' (files of any
-      kind), 'arrays' (handed in as `source`), or a TFDS name such as 'cifar10'.
+      kind), 'mixed' (captioned pictures and text), 'arrays' (handed in as `source`), or a TFDS
+      name such as 'cifar10'.
     path: where it is; for TFDS the data directory ('' for its default).
     split: 'train', 'test' or 'all'.
     test_fraction: share of 'test' where the data has no split of its own.
     keep_list: train on the records that this keep-list keeps (Parquet, of `jaxmm curate`); '' for
       all. It belongs to `data` alone: held-out data is never pruned.
-    id_field: of an ArrayRecord or text record that holds the id that the list knows it by; '' for
-      file and row. Asked for only with a keep-list.
+    id_field: of an ArrayRecord, text or caption record that holds the id that the list knows it by;
+      '' for file and row. Asked for only with a keep-list.
     check_digests: refuse a keep-list of text that has changed since.
     max_records: use only so many records (of the kept ones), evenly spaced; None for all.
     labels: csv with the classes of pictures; '' takes them from the folders.
@@ -68,6 +71,7 @@ class DataConfig:
     eval_view: which of several token views is used without training (0 is the centre crop).
     text: how text becomes rows of ids.
     bytes: how files become rows of bytes; its `image_order` makes rows of bytes of pictures, too.
+    mixed: how captioned pictures and text become rows of both.
   """
 
   name: str = 'mnist5k'
@@ -94,6 +98,7 @@ class DataConfig:
   eval_view: int = 0
   text: text_files.TextConfig = text_files.TextConfig()
   bytes: byte_files.BytesConfig = byte_files.BytesConfig()
+  mixed: MixedConfig = MixedConfig()
 
   def __post_init__(self):
     def require(ok: bool, field: str, expected: str) -> None:
@@ -114,7 +119,7 @@ class DataConfig:
 
 
 def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | None = None) -> Source:
-  """The source that `config` names; `encode` (text -> ids) is for 'text' with a trained tokenizer.
+  """The source that `config` names; `encode` (text -> ids) is of a trained tokenizer.
 
   Raises:
     ConfigError: an unknown name (with its nearest neighbours), a path with nothing to read, a
@@ -137,6 +142,8 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
     )
   if config.name == 'bytes' and config.path:
     return _packed_bytes(config)
+  if config.name == 'mixed' and config.path:
+    return mixed_source(config, encode)
   return _kept(config, _whole_source(config))
 
 
@@ -160,7 +167,7 @@ def _refuse_id_field(config: DataConfig) -> None:
   if config.keep_list and config.id_field:
     raise ConfigError(
       f'data.id_field is {config.id_field!r}, but the records of data.name {config.name!r} have no '
-      "fields ('text' and 'array_record' have); leave it ''"
+      "fields ('text', 'mixed' and 'array_record' have); leave it ''"
     )
 
 
@@ -169,7 +176,10 @@ def _whole_source(config: DataConfig) -> Source:
     raise ConfigError(
       "data.name 'arrays' is data in memory: pass it as make_batches(..., source=ArraySource(...))"
     )
-  if config.name in ('images', 'array_record', 'tokens', 'text', 'bytes') and not config.path:
+  if (
+    config.name in ('images', 'array_record', 'tokens', 'text', 'bytes', 'mixed')
+    and not config.path
+  ):
     raise ConfigError(f'data.name {config.name!r} needs data.path')
   if config.name == 'mnist5k':
     return sources.mnist5k(config.split)
@@ -209,7 +219,7 @@ def make_batches(
     process_count: must divide `batch_size`; b is their quotient.
     train: shuffled and augmented; else in the source's order, without randomness.
     source: read this instead of what `config.name` says; `config.keep_list` needs its `id(i)`.
-    encode: text -> ids of a trained tokenizer, for 'text'.
+    encode: text -> ids of a trained tokenizer, for 'text' and 'mixed'.
 
   Raises:
     ConfigError: a setting that cannot be used, or nothing to read.
@@ -251,7 +261,7 @@ def _check_classes(config: DataConfig, source: Source) -> None:
 
 def _reader_type(config: DataConfig, source: Source) -> type:
   source, order = sources.innermost(source), config.bytes.image_order
-  if not isinstance(source, PackedSource | sources.TokenSource):
+  if not isinstance(source, PackedSource | MixedSource | sources.TokenSource):
     return ByteImageReader if order else ImageReader
   if order:
     raise ConfigError(
@@ -259,6 +269,8 @@ def _reader_type(config: DataConfig, source: Source) -> type:
       "pictures; leave it '' (files of pictures are read as they are, compressed, by 'bytes'; name "
       "their source, such as 'images', to read their pixels)"
     )
+  if isinstance(source, MixedSource):
+    return MixedReader
   return PackedReader if isinstance(source, PackedSource) else TokenReader
 
 
@@ -293,7 +305,7 @@ class Batches:
   row that could not be read or that pads), and what the data is: `image_BYXC` uint8 (or
   `image_BVYXC`) and `label_B` int32; or `ids_BL` int32 and `label_B`; or, of packed
   text and bytes, `ids_BL`, `weight_BL` float32 and `segment_BL` int32 (of pictures as bytes
-  `label_B`, too).
+  `label_B`, too); or what `mixed_reader.MixedReader` says.
 
   Attributes:
     num_records: records of the source, an epoch.
