@@ -315,7 +315,7 @@ class Units:
 
 
 def _digest(name: str) -> bytes:
-  return hashlib.blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=8).digest()
+  return hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
 
 
 def mixed_source(config: DataConfig, encode: Encode | None = None) -> MixedSource:
@@ -324,7 +324,7 @@ def mixed_source(config: DataConfig, encode: Encode | None = None) -> MixedSourc
   Records without a caption, without their pictures, or with more pictures than a row can hold are
   left out of the plan, counted and named like any unreadable record. A caption that is too long is
   cut. A picture whose bytes are damaged shows when its row is read, which then is an unreadable
-  record.
+  record. A keep-list is of the caption records; their contents are not compared with its digests.
 
   Args:
     config: with `name` 'mixed'.

@@ -126,7 +126,8 @@ def kept_fingerprint(source: Source) -> str:
 
 def in_test_split(name: str, test_fraction: float) -> bool:
   """Whether the record called `name` is a test record: by hash, so that it never changes sides."""
-  digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+  # A file's name need not be UTF-8.
+  digest = hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
   return int.from_bytes(digest, 'big') < test_fraction * 2**64
 
 

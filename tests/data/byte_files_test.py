@@ -1,5 +1,6 @@
 """Files as bytes: every byte once, whatever the packing; sound; splits; what cannot be read."""
 
+import os
 import struct
 import wave
 
@@ -173,6 +174,14 @@ def test_splits_by_folder_by_hash_and_within_one_file(folder, tmp_path):
   one.write_bytes(bytes(range(100)))
   read = {s: _bytes_of(_batches(one, split=s, test_fraction=0.2)) for s in ('train', 'test')}
   assert (read['train'], read['test']) == (bytes(range(80)), bytes(range(80, 100)))
+
+
+def test_names_need_not_be_utf8(folder):
+  name = os.fsdecode(b'b/caf\xe9.bin')
+  (folder / name).write_bytes(b'x' * 100)
+  parts = [_batches(folder, split=s, test_fraction=0.4) for s in ('train', 'test')]
+  assert sum(len(_bytes_of(part)) for part in parts) == sum(SIZES) + 100
+  assert any(name in part.describe(r) for part in parts for r in range(part.num_records))
 
 
 def test_suffixes_and_exclusions(folder):
