@@ -19,7 +19,7 @@ import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxmm.config import ConfigError
 from jaxmm.data import corpus
@@ -77,19 +77,7 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
     ConfigError: nothing there, no pictures, a split folder or a label is missing.
   """
   check_split(split)
-  root = pathlib.Path(path)
-  if root.is_dir():
-    files, read = _folder_files(root), _FolderReader(root)
-  elif root.is_file() and zipfile.is_zipfile(root):
-    reader = ZipReader(root)
-    files, read = reader.files, reader
-  elif root.exists():
-    raise ConfigError(f'data.path {path!r} is neither a folder nor a zip of pictures')
-  else:
-    raise ConfigError(f'data.path {path!r} does not exist')
-  files = sorted(f for f in files if f.lower().endswith(corpus.IMAGES) and not corpus.is_hidden(f))
-  if not files:
-    raise ConfigError(f'data.path {path!r} holds no pictures ({", ".join(corpus.IMAGES)})')
+  files, read = _listed(path)
   all_files = files
   if not labels:
     files = _without_unlabelled_split(files)
@@ -113,6 +101,34 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
     class_ids = [number[_folder_class(f, below)] for f in chosen]
   others = sorted(set(all_files) - set(chosen))
   return FileSource(str(path), chosen, class_ids, classes, read, others)
+
+
+def unlabelled_source(path: str) -> FileSource:
+  """All pictures under a folder or in a zip, wherever they lie in it, as of class 0.
+
+  Raises:
+    ConfigError: nothing there, or no pictures.
+  """
+  files, read = _listed(path)
+  return FileSource(str(path), files, [0] * len(files), (), read)
+
+
+def _listed(path: str) -> tuple[list[str], Callable[[str], bytes]]:
+  """The pictures of a folder or zip, sorted, and what reads one."""
+  root = pathlib.Path(path)
+  if root.is_dir():
+    files, read = _folder_files(root), _FolderReader(root)
+  elif root.is_file() and zipfile.is_zipfile(root):
+    reader = ZipReader(root)
+    files, read = reader.files, reader
+  elif root.exists():
+    raise ConfigError(f'data.path {path!r} is neither a folder nor a zip of pictures')
+  else:
+    raise ConfigError(f'data.path {path!r} does not exist')
+  files = sorted(f for f in files if f.lower().endswith(corpus.IMAGES) and not corpus.is_hidden(f))
+  if not files:
+    raise ConfigError(f'data.path {path!r} holds no pictures ({", ".join(corpus.IMAGES)})')
+  return files, read
 
 
 def _folder_files(root: pathlib.Path) -> list[str]:

@@ -28,7 +28,7 @@ _WHERE_LISTS_COME_FROM = (
   'Make the list from what data.path names (`jaxmm curate METHOD --input PATH`). Ids are the file '
   'below PATH and the row, or those of --id-field, which data.id_field has to name, too; files '
   'that are no examples are left out with --suffix and --exclude (in training with '
-  'data.text.suffixes and data.text.exclude)'
+  'data.text.suffixes and data.text.exclude, or those of data.bytes)'
 )
 
 

@@ -20,11 +20,13 @@ import grain
 import numpy as np
 
 from jaxmm.config import ConfigError
-from jaxmm.data import image_files, kept, sources, text_files
+from jaxmm.data import byte_files, image_files, kept, sources, text_files
 from jaxmm.data.bad_records import BadRecords, TooManyBadRecords
 from jaxmm.data.image_files import FileSource
+from jaxmm.data.mixed import MixedConfig, MixedSource, mixed_source
+from jaxmm.data.mixed_reader import MixedReader
 from jaxmm.data.packing import PackedSource
-from jaxmm.data.readers import ImageReader, PackedReader, Reader, TokenReader
+from jaxmm.data.readers import ByteImageReader, ImageReader, PackedReader, Reader, TokenReader
 from jaxmm.data.sources import Source, Subset, UnreadableRecord
 from jaxmm.data.transforms import CROPS
 
@@ -41,15 +43,16 @@ class DataConfig:
 
   Attributes:
     name: 'mnist5k' (comes with the extra `demo`), 'images' (a folder or zip of pictures),
-      'array_record', 'tokens' (codes that `jaxmm tokenize` wrote), 'text', 'arrays' (handed in as
-      `source`), or a TFDS name such as 'cifar10'.
+      'array_record', 'tokens' (codes that `jaxmm tokenize` wrote), 'text', 'bytes' (files of any
+      kind), 'mixed' (captioned pictures and text), 'arrays' (handed in as `source`), or a TFDS
+      name such as 'cifar10'.
     path: where it is; for TFDS the data directory ('' for its default).
     split: 'train', 'test' or 'all'.
     test_fraction: share of 'test' where the data has no split of its own.
     keep_list: train on the records that this keep-list keeps (Parquet, of `jaxmm curate`); '' for
       all. It belongs to `data` alone: held-out data is never pruned.
-    id_field: of an ArrayRecord or text record that holds the id that the list knows it by; '' for
-      file and row. Asked for only with a keep-list.
+    id_field: of an ArrayRecord, text or caption record that holds the id that the list knows it by;
+      '' for file and row. Asked for only with a keep-list.
     check_digests: refuse a keep-list of text that has changed since.
     max_records: use only so many records (of the kept ones), evenly spaced; None for all.
     labels: csv with the classes of pictures; '' takes them from the folders.
@@ -67,6 +70,8 @@ class DataConfig:
     prefetch: batches read ahead.
     eval_view: which of several token views is used without training (0 is the centre crop).
     text: how text becomes rows of ids.
+    bytes: how files become rows of bytes; its `image_order` makes rows of bytes of pictures, too.
+    mixed: how captioned pictures and text become rows of both.
   """
 
   name: str = 'mnist5k'
@@ -92,6 +97,8 @@ class DataConfig:
   prefetch: int = 4
   eval_view: int = 0
   text: text_files.TextConfig = text_files.TextConfig()
+  bytes: byte_files.BytesConfig = byte_files.BytesConfig()
+  mixed: MixedConfig = MixedConfig()
 
   def __post_init__(self):
     def require(ok: bool, field: str, expected: str) -> None:
@@ -112,7 +119,7 @@ class DataConfig:
 
 
 def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | None = None) -> Source:
-  """The source that `config` names; `encode` (text -> ids) is for 'text' with a trained tokenizer.
+  """The source that `config` names; `encode` (text -> ids) is of a trained tokenizer.
 
   Raises:
     ConfigError: an unknown name (with its nearest neighbours), a path with nothing to read, a
@@ -133,19 +140,35 @@ def open_source(config: DataConfig, encode: Callable[[str], Sequence[int]] | Non
     return text_files.text_source(
       files, config.text, encode, config.max_bad_fraction, verdicts, config.check_digests
     )
+  if config.name == 'bytes' and config.path:
+    return _packed_bytes(config)
+  if config.name == 'mixed' and config.path:
+    return mixed_source(config, encode)
   return _kept(config, _whole_source(config))
+
+
+def _packed_bytes(config: DataConfig) -> PackedSource:
+  _refuse_id_field(config)
+  files = byte_files.ByteFiles(config.path, config.split, config.test_fraction, config.bytes)
+  verdicts = kept.Verdicts(config.keep_list) if config.keep_list else None
+  return byte_files.byte_source(files, config.bytes, config.max_bad_fraction, verdicts)
 
 
 def _kept(config: DataConfig, source: Source) -> Source:
   if not config.keep_list:
     return source
-  if config.id_field and config.name != 'array_record':
-    raise ConfigError(
-      f'data.id_field is {config.id_field!r}, but the records of data.name {config.name!r} have no '
-      "fields ('text' and 'array_record' have); leave it ''"
-    )
+  if config.name != 'array_record':
+    _refuse_id_field(config)
   of = f'data {config.name!r} ({config.path or "no path"}), split {config.split!r}'
   return kept.kept_source(source, config.keep_list, of)
+
+
+def _refuse_id_field(config: DataConfig) -> None:
+  if config.keep_list and config.id_field:
+    raise ConfigError(
+      f'data.id_field is {config.id_field!r}, but the records of data.name {config.name!r} have no '
+      "fields ('text', 'mixed' and 'array_record' have); leave it ''"
+    )
 
 
 def _whole_source(config: DataConfig) -> Source:
@@ -153,7 +176,10 @@ def _whole_source(config: DataConfig) -> Source:
     raise ConfigError(
       "data.name 'arrays' is data in memory: pass it as make_batches(..., source=ArraySource(...))"
     )
-  if config.name in ('images', 'array_record', 'tokens', 'text') and not config.path:
+  if (
+    config.name in ('images', 'array_record', 'tokens', 'text', 'bytes', 'mixed')
+    and not config.path
+  ):
     raise ConfigError(f'data.name {config.name!r} needs data.path')
   if config.name == 'mnist5k':
     return sources.mnist5k(config.split)
@@ -193,7 +219,7 @@ def make_batches(
     process_count: must divide `batch_size`; b is their quotient.
     train: shuffled and augmented; else in the source's order, without randomness.
     source: read this instead of what `config.name` says; `config.keep_list` needs its `id(i)`.
-    encode: text -> ids of a trained tokenizer, for 'text'.
+    encode: text -> ids of a trained tokenizer, for 'text' and 'mixed'.
 
   Raises:
     ConfigError: a setting that cannot be used, or nothing to read.
@@ -215,7 +241,7 @@ def make_batches(
   if config.max_records is not None and config.max_records < len(source):
     source = Subset(source, np.arange(config.max_records) * len(source) // config.max_records)
   _check_classes(config, source)
-  reader = _reader_type(source)(config, source, seed, train)
+  reader = _reader_type(config, source)(config, source, seed, train)
   order = Order(len(source), seed, shuffle=train)
   return Batches(config, reader, order, batch_size, process_index, process_count)
 
@@ -233,11 +259,19 @@ def _check_classes(config: DataConfig, source: Source) -> None:
       )
 
 
-def _reader_type(source: Source) -> type:
-  source = sources.innermost(source)
-  if isinstance(source, PackedSource):
-    return PackedReader
-  return TokenReader if isinstance(source, sources.TokenSource) else ImageReader
+def _reader_type(config: DataConfig, source: Source) -> type:
+  source, order = sources.innermost(source), config.bytes.image_order
+  if not isinstance(source, PackedSource | MixedSource | sources.TokenSource):
+    return ByteImageReader if order else ImageReader
+  if order:
+    raise ConfigError(
+      f'data.bytes.image_order is {order!r}, but the records of data.name {config.name!r} are no '
+      "pictures; leave it '' (files of pictures are read as they are, compressed, by 'bytes'; name "
+      "their source, such as 'images', to read their pixels)"
+    )
+  if isinstance(source, MixedSource):
+    return MixedReader
+  return PackedReader if isinstance(source, PackedSource) else TokenReader
 
 
 class Order:
@@ -270,7 +304,8 @@ class Batches:
   Every batch has `index_B` uint32, `record_B` int32 (-1 pads a tail), `valid_B` float32 (0 for a
   row that could not be read or that pads), and what the data is: `image_BYXC` uint8 (or
   `image_BVYXC`) and `label_B` int32; or `ids_BL` int32 and `label_B`; or, of packed
-  text, `ids_BL`, `weight_BL` float32 and `segment_BL` int32.
+  text and bytes, `ids_BL`, `weight_BL` float32 and `segment_BL` int32 (of pictures as bytes
+  `label_B`, too); or what `mixed_reader.MixedReader` says.
 
   Attributes:
     num_records: records of the source, an epoch.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from jaxmm.config import ConfigError
+from jaxmm.data.byte_images import image_bytes
 from jaxmm.data.sources import Source, innermost
 from jaxmm.data.transforms import cropped, decode_image, example_rng, ten_crop
 
@@ -48,13 +49,18 @@ class ImageReader:
     self._cache_bytes, self._lock = 0, threading.Lock()
 
   def read(self, record: int, index: int) -> dict[str, Any]:
-    image_YXC, label = self._fixed_part(record)
     rng = example_rng(self._seed, index) if self._flip or self._random_crop else None
+    image_YXC, label = self.image(record, rng)
+    return {'image_BVYXC' if self._is_ten else 'image_BYXC': image_YXC, 'label_B': label}
+
+  def image(self, record: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
+    """The picture (or its views) and its label; `rng` is the example's, for crop and flip."""
+    image_YXC, label = self._fixed_part(record)
     if self._random_crop:
       image_YXC = self._crop(image_YXC, record, rng)
     if self._flip and rng.random() < 0.5:
       image_YXC = image_YXC[:, ::-1]
-    return {'image_BVYXC' if self._is_ten else 'image_BYXC': image_YXC, 'label_B': label}
+    return image_YXC, label
 
   def _fixed_part(self, record: int) -> tuple[np.ndarray, int]:
     """The image as far as nothing random has happened to it, and the label; cached if asked."""
@@ -95,6 +101,39 @@ class ImageReader:
       )
 
 
+class ByteImageReader:
+  """Each picture as a row of its bytes: the fields of packed bytes, and `label_B`.
+
+  `ids_BL` are the bytes of ImageReader's picture in the order `data.bytes.image_order`,
+  `segment_BL` is 1 and `weight_BL` 0 for the first byte, which nothing predicts, else 1.
+  """
+
+  def __init__(self, config: DataConfig, source: Source, seed: int, train: bool):
+    if config.crop == 'ten':
+      raise ConfigError(
+        "data.crop is 'ten', which gives several views of a picture, but data.bytes.image_order is "
+        f'{config.bytes.image_order!r}, which makes one row of it; set data.crop to another'
+      )
+    self.source, self._images = source, ImageReader(config, source, seed, train)
+    self._order, self._patch = config.bytes.image_order, config.bytes.patch
+    shape = (config.image_size, config.image_size, config.channels)
+    # Says at once what every picture would.
+    length = len(image_bytes(np.zeros(shape, np.uint8), self._order, self._patch))
+    self.fields = {**packed_fields(length), 'label_B': ((), np.int32)}
+    self._segment_L = np.ones(length, np.int32)
+    self._weight_L = np.ones(length, np.float32)
+    self._weight_L[0] = 0
+
+  def read(self, record: int, index: int) -> dict[str, Any]:
+    values = self._images.read(record, index)
+    return {
+      'ids_BL': image_bytes(values['image_BYXC'], self._order, self._patch),
+      'weight_BL': self._weight_L,
+      'segment_BL': self._segment_L,
+      'label_B': values['label_B'],
+    }
+
+
 class TokenReader:
   """`ids_BL` and `label_B` of precomputed codes; one of their views an example, at random."""
 
@@ -122,12 +161,7 @@ class PackedReader:
   def __init__(self, config: DataConfig, source: Source, seed: int, train: bool):
     del config, seed, train  # a packed row has no randomness of its own
     self.source = source
-    length = len(source[0]['ids_L'])
-    self.fields = {
-      'ids_BL': ((length,), np.int32),
-      'weight_BL': ((length,), np.float32),
-      'segment_BL': ((length,), np.int32),
-    }
+    self.fields = packed_fields(innermost(source).length)
 
   def read(self, record: int, index: int) -> dict[str, Any]:
     del index
@@ -137,6 +171,15 @@ class PackedReader:
       'weight_BL': values['weight_L'],
       'segment_BL': values['segment_L'],
     }
+
+
+def packed_fields(length: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+  """The arrays of a row of ids."""
+  return {
+    'ids_BL': ((length,), np.int32),
+    'weight_BL': ((length,), np.float32),
+    'segment_BL': ((length,), np.int32),
+  }
 
 
 def checked_label(label: int, num_classes: int | None, source: Source, record: int) -> int:

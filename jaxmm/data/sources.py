@@ -33,7 +33,7 @@ from jaxmm.data.array_store import ArrayStore
 Record = dict[str, Any]
 
 # What `DataConfig.name` may be, beside the names of TFDS.
-NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'arrays')
+NAMES = ('mnist5k', 'images', 'array_record', 'tokens', 'text', 'bytes', 'mixed', 'arrays')
 
 
 # Names of a split's folder, whatever their case.
@@ -126,7 +126,8 @@ def kept_fingerprint(source: Source) -> str:
 
 def in_test_split(name: str, test_fraction: float) -> bool:
   """Whether the record called `name` is a test record: by hash, so that it never changes sides."""
-  digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+  # A file's name need not be UTF-8.
+  digest = hashlib.blake2b(name.encode('utf-8', 'surrogatepass'), digest_size=8).digest()
   return int.from_bytes(digest, 'big') < test_fraction * 2**64
 
 
@@ -171,13 +172,16 @@ def split_files(files: Sequence[str], split: str, path: str) -> list[str] | None
   return [f for f in files if f.split('/')[0] == first]
 
 
+def split_of_name(name: str) -> str | None:
+  """'train' or 'test' for what people call them ('val', 'training', ...); None for other names."""
+  return next((s for s, names in _SPLIT_FOLDERS.items() if name.lower() in names), None)
+
+
 def split_folders(files: Sequence[str]) -> dict[str, str]:
   """`{top folder: split}` where every top folder of the files is one; else nothing."""
-  split_of = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
   tops = {f.split('/')[0] if '/' in f else '' for f in files}
-  if not all(top.lower() in split_of for top in tops):
-    return {}
-  return {top: split_of[top.lower()] for top in sorted(tops)}
+  splits = {top: split_of_name(top) for top in sorted(tops)}
+  return {} if None in splits.values() else splits
 
 
 def mnist5k(split: str) -> ArraySource:

@@ -23,7 +23,7 @@ from jaxmm.data import corpus
 from jaxmm.data.bad_records import BadRecords
 from jaxmm.data.corpus import CorpusConfig, Example, Shard
 from jaxmm.data.kept import Verdicts
-from jaxmm.data.packing import METHODS, Documents, PackedSource
+from jaxmm.data.packing import METHODS, Documents, PackedSource, check_align
 from jaxmm.data.sources import check_split, in_test_split, split_files
 
 _RECORDS = ('.jsonl', '.jsonl.gz', '.jsonl.zst', '.json.gz', '.json.zst', '.parquet')
@@ -38,6 +38,7 @@ class TextConfig:
   Attributes:
     length: tokens of a row.
     packing: 'concat' or 'first_fit' (see `packing.packing_plan`).
+    align: documents begin at its multiples in a row (for models of patches); 1 leaves no gaps.
     field: of a record that holds the text.
     suffixes: of the files taken from a folder, such as ('.py',); () takes those named above.
     exclude: patterns of files and folders of it that are passed over (see `data.corpus`).
@@ -50,6 +51,7 @@ class TextConfig:
 
   length: int = 256
   packing: str = 'concat'
+  align: int = 1
   field: str = 'text'
   suffixes: tuple[str, ...] = ()
   exclude: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class TextConfig:
       raise ConfigError(f'data.text.length is {self.length}, expected at least 2 tokens')
     if self.packing not in METHODS:
       raise ConfigError(f'data.text.packing is {self.packing!r}, expected one of {METHODS}')
+    check_align('data.text', self.align, self.length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +199,27 @@ def text_source(
 ) -> PackedSource:
   """Reads, encodes and packs the documents of a split; their tokens are held in memory.
 
-  Unreadable documents are left out of the plan, counted and named like any unreadable record.
+  The arguments, and what is raised, are those of `encoded_documents`.
+  """
+  documents, fingerprint = encoded_documents(
+    files, config, encode, max_bad_fraction, verdicts, checks_digests
+  )
+  return PackedSource(
+    documents, config.length, config.packing, config.pad_id, fingerprint, config.align
+  )
+
+
+def encoded_documents(
+  files: TextFiles,
+  config: TextConfig,
+  encode: Callable[[str], Sequence[int]] | None = None,
+  max_bad_fraction: float = 0.01,
+  verdicts: Verdicts | None = None,
+  checks_digests: bool = True,
+) -> tuple[Documents, str]:
+  """Ids of the documents of a split, `bos_id` and `eos_id` included; and the `kept_fingerprint`.
+
+  Unreadable documents are left out, counted and named like any unreadable record.
 
   Args:
     encode: text -> ids; None for bytes.
@@ -208,11 +231,7 @@ def text_source(
       or a keep-list of other data.
     TooManyBadRecords: more documents are unreadable than `max_bad_fraction`.
   """
-  if encode is None and config.tokenizer != 'bytes':
-    raise ConfigError(
-      f'data.text.tokenizer is {config.tokenizer!r}: load it and pass its `encode` to make_batches'
-    )
-  encode = encode or _utf8_ids
+  encode = checked_encode(config, encode)
   before = [] if config.bos_id is None else [config.bos_id]
   after = [] if config.eos_id is None else [config.eos_id]
   ids, names, bad_names = [], [], {}
@@ -232,8 +251,18 @@ def text_source(
   bad.finish(number + 1)
   if not ids:
     raise ConfigError(f'{files.described} holds no text')
-  documents = Documents.of(ids, names)
-  return PackedSource(documents, config.length, config.packing, config.pad_id, fingerprint)
+  return Documents.of(ids, names), fingerprint
+
+
+def checked_encode(
+  config: TextConfig, encode: Callable[[str], Sequence[int]] | None
+) -> Callable[[str], Sequence[int]]:
+  """`encode`, or that of bytes; ConfigError if a tokenizer is named but not handed in."""
+  if encode is None and config.tokenizer != 'bytes':
+    raise ConfigError(
+      f'data.text.tokenizer is {config.tokenizer!r}: load it and pass its `encode` to make_batches'
+    )
+  return encode or _utf8_ids
 
 
 def _chosen(

@@ -130,7 +130,7 @@ def make_batches(
       "drops would leave the evaluation, too; set it to ''"
     )
   # Data imports no tokenizer; text that wants a trained one gets it here.
-  is_encoded = data.name == 'text' and data.text.tokenizer != 'bytes'
+  is_encoded = data.name in ('text', 'mixed') and data.text.tokenizer != 'bytes'
   return pipeline.make_batches(
     data,
     batch_size=batch or config['batch'],

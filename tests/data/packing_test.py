@@ -77,6 +77,34 @@ def test_concat_is_the_concatenation(lengths, length):
   np.testing.assert_array_equal(np.concatenate(rows) if rows else [], padded)
 
 
+@settings(max_examples=60, deadline=None)
+@given(lengths_lists, st.sampled_from([(4, 2), (6, 3), (8, 4), (9, 9)]),
+       st.sampled_from(['concat', 'first_fit']))  # fmt: skip
+def test_aligned_documents_share_no_patch(lengths, shape, method):
+  length, align = shape
+  source = PackedSource(_documents(lengths), length, method, pad_id=-1, align=align)
+  seen = []
+  for r in range(len(source)):
+    row = source[r]
+    ids, segment, weight = row['ids_L'], row['segment_L'], row['weight_L']
+    np.testing.assert_array_equal(ids > 0, segment > 0)
+    for patch in segment.reshape(-1, align):
+      assert len(set(patch) - {0}) <= 1  # one document, and what is padded ends it
+      assert not (np.diff((patch > 0).astype(int)) > 0).any()
+    assert list(dict.fromkeys(segment[segment > 0])) == list(range(1, segment.max() + 1))
+    starts = np.flatnonzero((segment > 0) & (np.diff(segment, prepend=0) != 0))
+    assert not (starts % align).any() and not weight[starts].any()
+    assert weight.sum() == (segment > 0).sum() - len(starts)
+    seen.extend(ids[ids > 0])
+  assert sorted(seen) == list(range(1, sum(lengths) + 1))
+  padded = [-(-num // align) * align for num in lengths]
+  if method == 'concat':
+    assert len(source) == -(-sum(padded) // length)
+  else:
+    expected = _naive_first_fit(padded, length)
+    assert len(source) == len(expected)
+
+
 def test_first_fit_keeps_short_documents_whole_and_scales():
   lengths = np.random.default_rng(0).integers(1, 200, 20_000)
   plan = packing_plan(np.concatenate([[0], np.cumsum(lengths)]), 256, 'first_fit')
@@ -93,5 +121,8 @@ def test_bad_settings_and_names():
     packing_plan(documents.offsets_D, 4, 'best')
   with pytest.raises(ConfigError, match='at least 2'):
     packing_plan(documents.offsets_D, 1, 'concat')
+  for align in (0, 3):
+    with pytest.raises(ConfigError, match=f'align is {align}, but rows have 4 tokens'):
+      packing_plan(documents.offsets_D, 4, 'concat', align)
   with pytest.raises(IndexError, match='1 packed rows'):
     PackedSource(documents, 5)[1]

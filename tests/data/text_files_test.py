@@ -43,6 +43,16 @@ def test_rows_hold_all_documents_with_their_ends(corpus):
   assert batches.describe(0) == f'packed row 0 ({corpus.name}:1 to {corpus.name}:2)'
 
 
+def test_documents_begin_at_multiples_of_the_alignment(corpus):
+  batches = make_batches(_config(corpus, text={'align': 8}), batch_size=4, seed=0, train=False)
+  rows = list(batches.once())
+  ids, segment = (np.concatenate([b[k].ravel() for b in rows]) for k in ('ids_BL', 'segment_BL'))
+  assert list(ids[segment > 0]) == [i for t in TEXTS for i in (257, *t.encode(), 256)]
+  assert not (np.flatnonzero(ids == 257) % 8).any()
+  with pytest.raises(ConfigError, match='text.align is 5, but rows have 32 tokens'):
+    _config(corpus, text={'align': 5})
+
+
 def test_packed_rows_are_shuffled_and_dealt_like_any_record(corpus):
   config = _config(corpus, text={'packing': 'first_fit'})
   alone = make_batches(config, batch_size=4, seed=1)

@@ -1,10 +1,12 @@
 """A run from its config: settings that the config leaves out can be set all the same."""
 
 import pytest
+from PIL import Image
 
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.studies import run
+from jaxmm.tokenizers import text
 from jaxmm.train.run_config import RunConfig
 from tests import tiny_runs
 
@@ -111,3 +113,28 @@ def test_what_the_config_has_is_replaced_and_nothing_else_is_added():
 def test_others_are_refused(assignment, message):
   with pytest.raises(ConfigError, match=message):
     settings(assignment)
+
+
+def test_mixed_rows_get_their_trained_tokenizer(tmp_path):
+  Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+  (tmp_path / 'c.jsonl').write_text('{"image": "a.png", "caption": "ab"}')
+  text.ByteTokenizer(('<boi>', '<eoi>')).save(tmp_path / 'tokenizer.json')
+  config = {
+    'batch': 1,
+    'seed': 0,
+    'data': {
+      'name': 'mixed',
+      'path': str(tmp_path),
+      'split': 'all',
+      'image_size': 4,
+      'text': {'tokenizer': str(tmp_path / 'tokenizer.json')},
+      'mixed': {
+        'captions': str(tmp_path / 'c.jsonl'),
+        'length': 6,
+        'patches': 2,
+        'caption_first': 1.0,
+      },
+    },
+  }
+  batch = run.make_batches(config).at(0)
+  assert batch['ids_BL'].tolist() == [[*b'ab', 256, 0, 0, 257]]

@@ -1,0 +1,130 @@
+"""One mixed row: its layout, and its pictures as pixels or latents.
+
+Axes: B batch, L positions, I pictures of a row, Y X rows and columns, C channels, V views.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmm.config import ConfigError
+from jaxmm.data.array_store import ArrayStore
+from jaxmm.data.image_files import FileSource
+from jaxmm.data.readers import ImageReader, packed_fields
+from jaxmm.data.sources import Source, UnreadableRecord, innermost
+from jaxmm.data.transforms import example_rng
+
+if TYPE_CHECKING:
+  from jaxmm.data.pipeline import DataConfig
+
+
+class MixedReader:
+  """The arrays of rows of text and pictures.
+
+  `ids_BL` (0 at patches), `image_BL` (0 for text, else which of the row's pictures, from 1, the
+  position is a patch of), `patch_BL` (which patch of it), `segment_BL` (0 is padding), `weight_BL`
+  (of the position as a target of text: 0 for patches, EOI, padding and a segment's first, BOI
+  counts), `is_image_first_BI` (its pair's caption follows), `image_valid_BI` (0 where a row has
+  fewer pictures), and `pixels_BIYXC` uint8 or `latent_BIYXC` float32.
+
+  Training draws by the example's index, so that an order is another one in another epoch;
+  evaluation by the record, so that it is always the same.
+  """
+
+  def __init__(self, config: DataConfig, source: Source, seed: int, train: bool):
+    self.source, self._mixed = source, innermost(source)
+    self._seed, self._train = seed, train
+    self._caption_first = config.mixed.caption_first
+    if config.mixed.latents:
+      self._images = _Latents(config, self._mixed.pictures, train)
+    else:
+      self._images = _Pixels(config, self._mixed.pictures, seed, train)
+    length, num = self._mixed.layout.length, self._mixed.max_images
+    self.fields = {
+      **packed_fields(length),
+      'image_BL': ((length,), np.int32),
+      'patch_BL': ((length,), np.int32),
+      'is_image_first_BI': ((num,), np.bool_),
+      'image_valid_BI': ((num,), np.float32),
+      self._images.name: ((num, *self._images.shape), self._images.dtype),
+    }
+
+  def read(self, record: int, index: int) -> dict[str, Any]:
+    units = self.source[record]['units']
+    rng = example_rng(self._seed, index) if self._train else example_rng(0, record)
+    # A caption alone, or pictures alone, have no order.
+    is_first = (rng.random(len(units)) >= self._caption_first).tolist()
+    is_first = [f and len(u.ids) > 0 and len(u.pictures) > 0 for f, u in zip(is_first, units)]
+    row = self._mixed.layout.row(units, is_first)
+    out = {name.removesuffix('L') + 'BL': value for name, value in row.items()}
+    numbers = [i for unit in units for i in unit.pictures]
+    num = self._mixed.max_images
+    images = np.zeros((num, *self._images.shape), self._images.dtype)
+    for slot, number in enumerate(numbers):
+      images[slot] = self._images.image(number, rng)
+    first = [f for f, unit in zip(is_first, units) for _ in unit.pictures]
+    return out | {
+      'is_image_first_BI': np.array(first + [False] * (num - len(first)), np.bool_),
+      'image_valid_BI': (np.arange(num) < len(numbers)).astype(np.float32),
+      self._images.name: images,
+    }
+
+
+class _Pixels:
+  """Pictures as `ImageReader` gives them."""
+
+  name, dtype = 'pixels_BIYXC', np.uint8
+
+  def __init__(self, config: DataConfig, pictures: FileSource, seed: int, train: bool):
+    if config.crop == 'ten':
+      raise ConfigError("data.crop is 'ten', but a mixed row has one view of a picture")
+    self._reader = ImageReader(config, pictures, seed, train)
+    self.shape = (config.image_size, config.image_size, config.channels)
+
+  def image(self, number: int, rng: np.random.Generator) -> np.ndarray:
+    try:
+      return self._reader.image(number, rng)[0]
+    except UnreadableRecord as e:
+      raise UnreadableRecord(f'{self._reader.source.name(number)}: {e}') from e
+
+
+class _Latents:
+  """Pictures as a tokenizer wrote them; one of their views an example, at random."""
+
+  name, dtype = 'latent_BIYXC', np.float32
+
+  def __init__(self, config: DataConfig, pictures: FileSource, train: bool):
+    where = f'data.mixed.latents {config.mixed.latents!r}'
+    self._store, self._train, self._view = ArrayStore(config.mixed.latents), train, config.eval_view
+    if 'latent' not in self._store.fields:
+      raise ConfigError(f'{where} has fields {sorted(self._store.fields)}, expected a `latent`')
+    shape, dtype = self._store.fields['latent']
+    if len(shape) not in (3, 4) or dtype.kind != 'f':
+      raise ConfigError(
+        f'{where}: latents are {dtype}{shape} a picture, expected floats [Y, X, C] or [V, Y, X, C]'
+      )
+    if len(self._store) != len(pictures):
+      raise ConfigError(
+        f'{where} has {len(self._store)} rows, but data.path {config.path!r} has {len(pictures)} '
+        "pictures; write the latents of all of them (data.name 'images', split 'all')"
+      )
+    if config.flip or config.crop == 'random':
+      raise ConfigError(
+        f'data.flip is {config.flip} and data.crop {config.crop!r}, but {where} are of pictures '
+        "that were cropped before; set data.flip=False and data.crop='center', or write views"
+      )
+    self._num_views = shape[0] if len(shape) == 4 else 1
+    if not 0 <= self._view < self._num_views:
+      raise ConfigError(f'data.eval_view is {self._view}, but there are {self._num_views} views')
+    self.shape = shape[-3:]
+
+  def image(self, number: int, rng: np.random.Generator) -> np.ndarray:
+    row = self._store[number]
+    if not row.get('valid', True):
+      raise UnreadableRecord(f'picture {number} could not be read when the latents were made')
+    view = self._view
+    if self._train and self._num_views > 1:
+      view = int(rng.integers(self._num_views))
+    return row['latent'].reshape(self._num_views, *self.shape)[view]
