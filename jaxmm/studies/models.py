@@ -2,7 +2,8 @@
 
 An arm is a run config. For each seed every arm is trained and then measured on its held-out data:
 by the Task's own evaluations, and by what else the plan measures (samples, captions). Arms of one
-seed share the order of the data.
+seed share the order of the data. Data that has to be made first is a stage of its own; a setting
+that begins with `{data}` is a path below its directory.
 """
 
 from __future__ import annotations
@@ -23,6 +24,23 @@ Echo = Callable[[str], None]
 Measure = Callable[[LoadedRun, pathlib.Path, int, Echo], Mapping[str, Any]]
 
 
+# In a run config: the directory of the data that the study made.
+DATA = '{data}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """Data that a study makes before it trains.
+
+  Attributes:
+    write: puts it into a directory; returns what a page should say of it.
+    settings: all that it depends on, JSON values.
+  """
+
+  write: Callable[[pathlib.Path], Mapping[str, Any]]
+  settings: Mapping[str, Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class Models:
   """Settings of a study.
@@ -32,16 +50,20 @@ class Models:
     seeds: every arm is trained with each.
     measure: what is measured beside the Task's evaluations; None for nothing.
     measure_settings: all that `measure` depends on, JSON values.
+    prepared: data that is made first; None where all of it is there.
   """
 
   arms: Mapping[str, Mapping[str, Any]]
   seeds: Sequence[int] = (0,)
   measure: Measure | None = None
   measure_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  prepared: Prepared | None = None
 
 
 def add_stages(study: Study, plan: Models) -> None:
-  """Adds all stages of the plan: for each seed and arm a model, and what is measured of it."""
+  """Adds all stages of the plan: the data, and for each seed and arm a model and its measures."""
+  if plan.prepared is not None:
+    study.add(Stage('data', plan.prepared.write, plan.prepared.settings, cost=20.0))
   for seed, arm in paired(plan.seeds, list(plan.arms)):
     _add_arm(study, plan, seed, arm)
 
@@ -51,8 +73,9 @@ def _add_arm(study: Study, plan: Models, seed: int, arm: str) -> None:
   study.add(
     Stage(
       f'{at}/model',
-      lambda path: evaluation.train_and_measure(config, path, study.echo),
+      lambda path: evaluation.train_and_measure(_at(config, study), path, study.echo),
       config | {'jaxmm': jaxmm.__version__},
+      ('data',) if plan.prepared is not None else (),
       title=f'seed {seed}: {arm}',
       cost=run.seconds_on_a_cpu(config),
     )
@@ -73,6 +96,15 @@ def _add_arm(study: Study, plan: Models, seed: int, arm: str) -> None:
       cost=20.0,
     )
   )
+
+
+def _at(value: Any, study: Study) -> Any:
+  """A config with the study's data in place of `{data}`; what a result depends on is not where."""
+  if isinstance(value, Mapping):
+    return {key: _at(v, study) for key, v in value.items()}
+  if isinstance(value, str) and value.startswith(DATA):
+    return str(study.path('data')) + value.removeprefix(DATA)
+  return value
 
 
 def at_flops(config: Mapping[str, Any], flops: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.studies import models, models_page
 from jaxmm.studies import run as runs
-from jaxmm.studies.models import Measure, Models
+from jaxmm.studies.models import DATA, Measure, Models, Prepared
 from jaxmm.studies.stages import Study, write_json
 from jaxmm.studies.verdict import Claim, concluded
 
@@ -30,7 +30,7 @@ class Arm:
     settings: `key=value` of it.
     equal_to: the arm whose training FLOPs it spends as well, by its number of steps; '' keeps the
       config's.
-    data: `(data_path or None) -> settings` that name its data.
+    data: `(data_path or None) -> settings` that name its data, where it need not be made.
   """
 
   config: str
@@ -50,6 +50,8 @@ class ModelsClaim:
     title, subtitle: of the page.
     departures: sentences, each one way in which this is not the paper.
     measure, measure_settings: see `models.Models`.
+    prepared: `(data_path or None, scale) -> models.Prepared`, the data that the study makes; None
+      for none.
   """
 
   claim: Claim
@@ -60,6 +62,7 @@ class ModelsClaim:
   departures: tuple[str, ...] = ()
   measure: Measure | None = None
   measure_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  prepared: Callable[[pathlib.Path | None, float], Prepared] | None = None
 
 
 def run(
@@ -119,10 +122,12 @@ def planned(
     tuple(seeds or claim.seeds),
     claim.measure,
     claim.measure_settings,
+    claim.prepared(path, scale) if claim.prepared else None,
   )
   for config in plan.arms.values():
-    for train in (True, False):
-      runs.make_batches(config, train=train)  # its errors, before anything is trained
+    for section, train in (('data', True), ('eval_data', False)):
+      if not config[section]['path'].startswith(DATA):
+        runs.make_batches(config, train=train)  # its errors, before anything is trained
   return plan
 
 

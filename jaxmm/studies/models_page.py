@@ -37,6 +37,8 @@ def write(
     page.table(columns, rows),
     intro='Mean over seeds, in brackets the smallest and the largest.',
   )
+  if plan.prepared is not None:
+    out.add_section('Data', page.settings(study.result('data'), 'data'))
   budget = stages.budget_rows(models.budgets(plan, list(plan.arms)))
   out.add_section('Planned compute', page.table(*budget))
   _add_losses(out, study, plan)

@@ -107,3 +107,25 @@ def test_what_cannot_be_is_said_before_training(text, changes, options, message)
   claim = dataclasses.replace(CLAIM, arms=arms)
   with pytest.raises(ConfigError, match=message):
     models_claim.planned(claim, **{'data_path': text, **options})
+
+
+def test_data_that_is_made_first_and_a_study_that_is_moved(text, tmp_path):
+  def prepared(path, scale):
+    def write(directory):
+      (directory / 'text.txt').write_text(path.read_text())
+      return {'bytes': path.stat().st_size}
+
+    return models.Prepared(write, {'scale': scale})
+
+  arms = {
+    name: dataclasses.replace(arm, data=lambda path: ['data.path={data}/text.txt'])
+    for name, arm in CLAIM.arms.items()
+  }
+  claim = dataclasses.replace(CLAIM, arms=arms, prepared=prepared)
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  models_claim.run(claim, first, data_path=text, seeds=(1,), echo=lambda line: None)
+  first.rename(second)
+  said = []
+  page = models_claim.run(claim, second, data_path=text, seeds=(1,), echo=said.append)
+  assert not any('first step' in line for line in said)
+  assert 'bytes' in page.read_text()
