@@ -1,13 +1,14 @@
-"""Compares jaxmm with LlamaGen in PyTorch on this machine, interleaved, in one run.
+"""Compares jaxmm with a peer in PyTorch on this machine, interleaved, in one run.
 
     python experiments/performance/compare.py gpt_train --peer-python PEER/bin/python \
         --llamagen LLAMAGEN_CHECKOUT
+    python experiments/performance/compare.py megabyte_train --peer-python PEER/bin/python
 
 prints one JSON line: the ratio of the peer's seconds to ours (above 1, jaxmm is faster), medians of
-both, and the machine's arithmetic floor measured right before. For the train step of the
-transformer the peer runs with torch's default attention and with its flash kernel; the faster
-counts. Beside the peer as shipped it runs once more with freed memory kept, as the command `jaxmm`
-keeps its own (`ratio_kept`).
+both, and the machine's arithmetic floor measured right before. For the train steps of transformers
+the peer runs with its default attention and with a flash kernel; the faster counts. Beside the peer
+as shipped it runs once more with freed memory kept, as the command `jaxmm` keeps its own
+(`ratio_kept`).
 """
 
 import argparse
@@ -26,6 +27,18 @@ HERE = pathlib.Path(__file__).parent
 # eight rows' keys and values for each of 256 tokens.
 GFLOP = {'vq_train': 585.5, 'gpt_train': 299.6, 'gpt_sample': 409.0}
 STREAMED_GB = {'gpt_sample': 119.2}
+# (our side, the peer) of each work, and the peers that have a flash kernel to choose.
+LLAMAGEN = ('ours.py', 'peer_llamagen.py')
+MEGABYTE = ('ours_models.py', 'peer_megabyte.py')
+SIDES = {
+  'vq_train': LLAMAGEN,
+  'gpt_train': LLAMAGEN,
+  'gpt_sample': LLAMAGEN,
+  'megabyte_train': MEGABYTE,
+  'megabyte_sample': MEGABYTE,
+  'megabyte_sample_late': MEGABYTE,
+}
+HAS_FLASH = ('gpt_train', 'megabyte_train')
 # What `jaxmm/train/memory.py` sets, in the words of glibc's environment.
 KEPT = 'env MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000'
 
@@ -35,21 +48,24 @@ def main():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('work', choices=sorted(GFLOP))
+  parser.add_argument('work', choices=sorted(SIDES))
   parser.add_argument('--peer-python', required=True)
-  parser.add_argument('--llamagen', required=True)
+  parser.add_argument('--llamagen', help='a checkout of it, for its works')
   parser.add_argument('--repeat', type=int, default=5)
   parser.add_argument('--append', metavar='FILE', help='also append the line to this file')
   args = parser.parse_args()
-  os.environ['LLAMAGEN_DIR'] = args.llamagen
+  if SIDES[args.work] is LLAMAGEN and not args.llamagen:
+    parser.error('--llamagen is needed for this work')
+  os.environ['LLAMAGEN_DIR'] = args.llamagen or ''
   floor = json.loads(
     subprocess.run(
       [sys.executable, str(HERE / 'floor.py')], check=True, capture_output=True, text=True
     ).stdout
   )
-  peer = f'{args.peer_python} {HERE / "peer_llamagen.py"} {args.work}'
-  commands = {'jaxmm': f'{sys.executable} {HERE / "ours.py"} {args.work}', 'peer': peer}
-  if args.work == 'gpt_train':
+  ours, theirs = SIDES[args.work]
+  peer = f'{args.peer_python} {HERE / theirs} {args.work}'
+  commands = {'jaxmm': f'{sys.executable} {HERE / ours} {args.work}', 'peer': peer}
+  if args.work in HAS_FLASH:
     commands['peer_flash'] = f'{peer} --attention flash'
   commands |= {f'{name}_kept': f'{KEPT} {c}' for name, c in commands.items() if name != 'jaxmm'}
   seconds = harness.interleave(commands, args.repeat)
@@ -66,12 +82,13 @@ def main():
     'threads': harness.THREADS,
     'floor': floor,
   }
-  floor_seconds = max(
-    GFLOP[args.work] / floor['matmul_gflops'],
-    STREAMED_GB.get(args.work, 0.0) / floor['stream_gb_per_s'],
-  )
-  line['floor_seconds'] = round(floor_seconds, 3)
-  line['of_floor'] = {n: round(floor_seconds / s, 3) for n, s in line['seconds'].items()}
+  if args.work in GFLOP:
+    floor_seconds = max(
+      GFLOP[args.work] / floor['matmul_gflops'],
+      STREAMED_GB.get(args.work, 0.0) / floor['stream_gb_per_s'],
+    )
+    line['floor_seconds'] = round(floor_seconds, 3)
+    line['of_floor'] = {n: round(floor_seconds / s, 3) for n, s in line['seconds'].items()}
   print(json.dumps(line))
   if args.append:
     with open(args.append, 'a') as out:

@@ -1,0 +1,95 @@
+"""jaxmm's side of the comparisons with MEGABYTE-pytorch and transfusion-pytorch.
+
+The works are those of `peer_megabyte.py` and `peer_transfusion.py`. It keeps freed memory as the
+command `jaxmm` does.
+"""
+
+import harness
+
+harness.limit_threads()
+
+import functools  # noqa: E402
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from flax import linen as nn  # noqa: E402
+
+from jaxmm.core.decoding import SamplingConfig  # noqa: E402
+from jaxmm.models import megabyte, megabyte_generation  # noqa: E402
+from jaxmm.task import example_keys  # noqa: E402
+from jaxmm.train.memory import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()
+# The peer's depths, widths and heads; what its patch embedder does beside, ours (the paper's) does
+# not.
+MEGABYTE = dict(
+  global_depth=6, global_width=512, global_heads=8, global_head_dim=64,
+  local_depth=4, local_width=256, local_heads=8, local_head_dim=64,
+  patch=8, length=4096, dropout=0.0,
+)  # fmt: skip
+
+
+def _gradient(task, batch):
+  """A function that computes loss and gradient, forward and backward."""
+  variables = nn.unbox(jax.jit(task.init)(jax.random.key(0), batch))
+
+  def loss(params, key):
+    counts = task.counts(batch)
+    return task.loss(dict(variables, params=params), batch, key, jnp.int32(0), counts)[0]
+
+  gradient, keys = jax.jit(jax.value_and_grad(loss)), iter(range(10**9))
+  params = variables['params']
+  return lambda: jax.block_until_ready(gradient(params, jax.random.key(next(keys))))
+
+
+def megabyte_train(options):
+  """Forward and backward of rows of 4,096 bytes."""
+  rows = options.batch or 2
+  ids = np.random.default_rng(0).integers(0, 256, (rows, MEGABYTE['length']))
+  batch = {
+    'ids_BL': jnp.asarray(ids, jnp.int32),
+    'segment_BL': jnp.ones(ids.shape, jnp.int32),
+    'index_B': jnp.arange(rows, dtype=jnp.uint32),
+    'valid_B': jnp.ones(rows),
+  }
+  return _gradient(megabyte.make_task(MEGABYTE), batch)
+
+
+def _sampled(given: int, new: int):
+  config = megabyte.config_of(MEGABYTE)
+  ids = jnp.zeros((1, config.patch), jnp.int32)
+  init = jax.jit(megabyte.Megabyte(config).init)
+  params = nn.unbox(init(jax.random.key(0), ids))['params']
+  layout = jax.jit(megabyte_generation.decode_params, static_argnums=1)(params, config)
+  prompt = np.random.default_rng(0).integers(1, 256, (1, given)).astype(np.int32)
+  length_B, keys = jnp.full(1, given, jnp.int32), iter(range(10**9))
+  sampling = SamplingConfig(top_k=25)  # the peer's filter keeps a tenth
+
+  @functools.partial(jax.jit, static_argnames='num_bytes')
+  def draw(layout, params, prompt, key, num_bytes):
+    keys_B = example_keys(key, jnp.arange(1, dtype=jnp.uint32))
+    return megabyte_generation.generate(
+      layout, params, config, prompt, length_B, keys_B, sampling, num_bytes
+    )
+
+  return lambda: jax.block_until_ready(
+    draw(layout, params, prompt, jax.random.key(next(keys)), num_bytes=new)
+  )
+
+
+def megabyte_sample(options):
+  """The first 256 bytes from nothing."""
+  del options
+  return _sampled(0, 256)
+
+
+def megabyte_sample_late(options):
+  """16 bytes after 3,840, the prompt included."""
+  del options
+  return _sampled(3840, 16)
+
+
+if __name__ == '__main__':
+  works = (megabyte_train, megabyte_sample, megabyte_sample_late)
+  harness.serve({work.__name__: work for work in works}, __doc__)
