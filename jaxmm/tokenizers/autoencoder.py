@@ -207,6 +207,15 @@ def check_images(config: AutoencoderConfig, image_BYXC: jax.Array) -> None:
     )
 
 
+def check_latents(shape: tuple[int, ...], latent_dim: int) -> None:
+  """Refuses latents that are not [B, Y, X, latent_dim] (ConfigError)."""
+  if len(shape) != 4 or shape[3] != latent_dim:
+    raise ConfigError(
+      f'latents have shape {tuple(shape)}, expected [B, rows, columns, {latent_dim}]; the latents '
+      'of one image are latents[None]'
+    )
+
+
 def forward_macs(config: AutoencoderConfig, height: int, width: int) -> tuple[int, int]:
   """Multiply-adds of the encoder and of the decoder on one image, convolutions and attention.
 
