@@ -16,6 +16,7 @@ from jaxmm.models import image_lm
 from jaxmm.studies import loading
 from jaxmm.tokenizers import taesd as taesd_network
 from jaxmm.tokenizers import vqgan_task
+from jaxmm.tokenizers.latent_scale import LatentScale
 from jaxmm.train.run_config import RunConfig, write_config
 
 FORMATS = ('llamagen-vq', 'llamagen-gpt', 'taef2')
@@ -79,8 +80,7 @@ def _taef2_in(
     task='jaxmm.tokenizers.taesd', steps=1, batch=1, optimizer={'generator': {}}, model=model,
     data=_data_settings(image_size),
   )  # fmt: skip
-  _write_run(pathlib.Path(output), config, params, str(source))
-  loading.write_scale(output, 0, 'params', taesd.TAEF2_SCALE)
+  _write_run(pathlib.Path(output), config, params, str(source), taesd.TAEF2_SCALE)
   return _said_of(params, source, output)
 
 
@@ -109,7 +109,11 @@ def _model_settings(layout: str, preset: str | None, image_size: int) -> dict[st
 
 
 def _write_run(
-  directory: pathlib.Path, config: RunConfig, params: Mapping[str, Any], source: str
+  directory: pathlib.Path,
+  config: RunConfig,
+  params: Mapping[str, Any],
+  source: str,
+  scale: LatentScale | None = None,
 ) -> None:
   if (directory / 'config.json').exists():
     raise ConfigError(f'{directory} is a run directory already; give another --output')
@@ -118,6 +122,8 @@ def _write_run(
   Checkpoints(directory / 'checkpoints').save(
     0, {'params': jax.device_put(params)}, {'converted_from': source}, wait=True
   )
+  if scale is not None:
+    loading.write_scale(directory, 0, 'params', scale)
   write_config(directory, config)
 
 

@@ -7,9 +7,7 @@ A scale belongs to the parameters of one step; other parameters have other laten
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 

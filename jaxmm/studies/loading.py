@@ -29,8 +29,8 @@ from jaxmm.models import image_lm
 from jaxmm.studies import run
 from jaxmm.task import Task, example_keys
 from jaxmm.tokenizers import taesd, vae_task, vqgan_task
-from jaxmm.tokenizers.latent_scale import LatentScale
 from jaxmm.tokenizers.autoencoder import check_latents
+from jaxmm.tokenizers.latent_scale import LatentScale
 from jaxmm.tokenizers.vqgan import Vqgan, VqganConfig
 
 

@@ -1,5 +1,5 @@
-"""The continuous autoencoder of Transfusion (arXiv:2408.11039): the convolution nets of `vqgan` with
-a diagonal Gaussian between them (Kingma & Welling 2014, arXiv:1312.6114; Rombach et al. 2022,
+"""The continuous autoencoder of Transfusion (arXiv:2408.11039): the convolution nets of `vqgan`
+with a diagonal Gaussian between them (Kingma & Welling 2014, arXiv:1312.6114; Rombach et al. 2022,
 arXiv:2112.10752).
 
 The paper gives the size (86M parameters), the width of the latents (8), their grid (32x32 for 256
