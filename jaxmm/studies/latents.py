@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmm import batch_job, sharding
@@ -74,7 +75,8 @@ def measure(
       'Models of latents that were written with the old one need it: replace it aloud '
       '(replace=True, --replace), or keep it'
     )
-  loading.write_scale(loaded.directory, loaded.step, loaded.weights, scale)
+  if jax.process_index() == 0:
+    loading.write_scale(loaded.directory, loaded.step, loaded.weights, scale)
   if echo:
     echo(f'{_shown(scale)} over {moments.num_images} images: {path}')
   return scale
