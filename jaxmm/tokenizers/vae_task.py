@@ -11,8 +11,8 @@ weights of L1 and LPIPS suggest. KL is the sum over the latents of an image, ave
 nothing. In training the decoder reads a draw, in evaluation the mean.
 
 ID compares features of the MoCo-v2 network, whose weights do not come with this library: its weight
-is 0 by default (a departure from the paper), and any other is refused unless the Task is given a
-network.
+is 0 by default (a departure from the paper), and training with any other is refused unless the Task
+is given a network.
 
 Axes: B batch, Y rows, X columns, C channels, D latent width.
 """
@@ -85,20 +85,12 @@ class VaeTask(AutoencoderTask):
 
   Attributes:
     identity_features: the network of the ID term (MoCo-v2's in the paper), a pure function that
-      holds its own weights; needed where `config.identity_weight` is not 0.
+      holds its own weights; training needs it where `config.identity_weight` is not 0.
   """
 
   group: ClassVar[str] = 'vae'
 
   identity_features: Features | None = None
-
-  def __post_init__(self):
-    if self.config.identity_weight and self.identity_features is None:
-      raise ConfigError(
-        f'model.identity_weight is {self.config.identity_weight}, but no feature network is given '
-        "and MoCo-v2's weights do not come with this library; set it to 0 (a departure from the "
-        'paper), or build the Task yourself: VaeTask(config, identity_features=network)'
-      )
 
   @property
   def model(self) -> vae.Vae:
@@ -106,6 +98,12 @@ class VaeTask(AutoencoderTask):
     return vae.Vae(self.config.vae)
 
   def init(self, key: jax.Array, batch: Batch) -> Variables:
+    """See `Task.init`.
+
+    Raises:
+      ConfigError: an ID term without its network.
+    """
+    self._check_identity()
     image = self.pixels(batch)[:1]
     keys = jax.random.split(key, 2)
     judge_params, extra = self.discriminator_variables(keys[1], image)
@@ -131,9 +129,19 @@ class VaeTask(AutoencoderTask):
     """As in the base class, and the ID term."""
     terms = super()._appearance(variables, image, recon)
     if self.config.identity_weight:
+      self._check_identity()
       value_B = identity_distance(self.identity_features, image, recon)
       terms['identity'] = (self.config.identity_weight, value_B)
     return terms
+
+  def _check_identity(self) -> None:
+    # Where it is trained, not where it is made: to encode and decode the network is not needed.
+    if self.config.identity_weight and self.identity_features is None:
+      raise ConfigError(
+        f'model.identity_weight is {self.config.identity_weight}, but no feature network is given '
+        "and MoCo-v2's weights do not come with this library; set it to 0 (a departure from the "
+        'paper), or train with a Task of your own: VaeTask(config, identity_features=network)'
+      )
 
   def after_update(
     self, state: TrainState, stats: Any, key: jax.Array, step: jax.Array

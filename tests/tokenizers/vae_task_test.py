@@ -216,9 +216,15 @@ def test_labels_and_work():
   assert task.step_flops(2) == 2 * task.step_flops(1) > 2 * plain.step_flops(1) > 0
 
 
-def test_the_identity_term_is_refused_without_its_network():
+def test_training_with_the_identity_term_is_refused_without_its_network(case):
+  task, batch = make_task(changed(identity_weight=0.2)), case.batch
   with pytest.raises(ConfigError, match=r'identity_weight is 0.2, but no feature network.*MoCo-v2'):
-    make_task(changed(identity_weight=0.2))
+    jax.eval_shape(task.init, jax.random.key(0), batch)
+  with pytest.raises(ConfigError, match=r'identity_weight is 0.2, but no feature network'):
+    task.loss({'params': case.params}, batch, KEY, jnp.int32(0), case.counts)
+  # What a trained one is used for needs no network.
+  assert task.model.config.latent_dim == 3
+  assert set(task.evaluations()) == {'reconstruction'}
 
 
 def test_the_identity_term_with_a_network(case):
