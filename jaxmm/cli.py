@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--version', action='version', version=f'jaxmm {jaxmm.__version__}')
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for add in (
-    _add_quickstart, _add_train, _add_tokenize, _add_reconstruct, _add_sample, _add_evaluate,
-    _add_reproduce, _add_convert, _add_report, _add_curate,
+    _add_quickstart, _add_train, _add_latent_scale, _add_tokenize, _add_reconstruct, _add_sample,
+    _add_evaluate, _add_reproduce, _add_convert, _add_report, _add_curate,
   ):  # fmt: skip
     add(verbs)
   return parser
@@ -192,7 +192,7 @@ def _train(options) -> int:
 def _add_tokenize(verbs):
   p = _verb(
     verbs, 'tokenize', _tokenize,
-    'Writes the codes of a data set as a token store, which image models train on.',
+    'Writes the codes (or scaled latents) of a data set as a store, which image models train on.',
     'jaxmm tokenize --run runs/mini --split train --output runs/mini-tokens/train',
     setting='data.path=FOLDER',
   )  # fmt: skip
@@ -211,6 +211,9 @@ def _add_tokenize(verbs):
     help="one view an image, also its mirror image, or LlamaGen's ten crops (default: one)",
   )
   p.add_argument('--batch', type=int, default=64, help='images a step (default: %(default)s)')
+  p.add_argument(
+    '--dtype', choices=['float32', 'float16'], help='of latents, not of codes; default: float32'
+  )
 
 
 def _tokenize(options) -> int:
@@ -222,7 +225,40 @@ def _tokenize(options) -> int:
     split=options.split,
     views=options.views,
     batch=options.batch,
+    dtype=options.dtype,
     overrides=options.overrides,
+  )
+  return 0
+
+
+def _add_latent_scale(verbs):
+  p = _verb(
+    verbs, 'latent-scale', _latent_scale,
+    'Measures what gives an autoencoder\'s latents unit variance; kept with the run.',
+    'jaxmm latent-scale --run runs/vae',
+    setting='data.path=FOLDER',
+  )  # fmt: skip
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='an autoencoder run')
+  p.add_argument('--split', default='train', help="split of the run's data (default: %(default)s)")
+  p.add_argument('--per-channel', action='store_true', help='each channel by its own numbers')
+  p.add_argument('--center', action='store_true', help='subtract the mean, too')
+  p.add_argument('--batch', type=int, default=64, help='images a step (default: %(default)s)')
+  p.add_argument(
+    '--replace', action='store_true', help='in place of another scale that the run has already'
+  )
+
+
+def _latent_scale(options) -> int:
+  from jaxmm.studies import latents
+
+  latents.measure(
+    options.model,
+    split=options.split,
+    per_channel=options.per_channel,
+    center=options.center,
+    batch=options.batch,
+    overrides=options.overrides,
+    replace=options.replace,
   )
   return 0
 
@@ -361,12 +397,17 @@ def _add_convert(verbs):
     verbs, 'convert', _convert,
     'Turns a public checkpoint into a run directory, or a run into the public layout.',
     'jaxmm convert --format llamagen-vq --preset VQ-16 --input vq_ds16_c2i.pt --output runs/vq16\n'
-    '  jaxmm convert --format llamagen-gpt --input runs/lm --output lm.safetensors',
+    '  jaxmm convert --format llamagen-gpt --input runs/lm --output lm.safetensors\n'
+    '  jaxmm convert --format taef2 --input taef2 --output runs/taef2',
   )  # fmt: skip
-  p.add_argument('--format', required=True, choices=['llamagen-vq', 'llamagen-gpt'])
+  p.add_argument('--format', required=True, choices=['llamagen-vq', 'llamagen-gpt', 'taef2'])
   p.add_argument('--preset', help='VQ-16, VQ-8; B, L, XL, XXL, 3B')
   p.add_argument('--image-size', type=int, default=256, help='default: %(default)s')
-  p.add_argument('--input', required=True, help='a .safetensors, .npz or .pt file, or a run')
+  p.add_argument(
+    '--input',
+    required=True,
+    help='a .safetensors, .npz or .pt file (taef2: the folder of both), or a run',
+  )
   p.add_argument(
     '--output',
     required=True,

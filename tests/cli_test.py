@@ -16,6 +16,7 @@ from jaxmm.studies import convert, pictures
 VERBS = (
   'quickstart',
   'train',
+  'latent-scale',
   'tokenize',
   'reconstruct',
   'sample',

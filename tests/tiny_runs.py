@@ -1,6 +1,6 @@
 """A config file of runs that compile in seconds: 8x8 pictures, 16 codes an image.
 
-`tokenizer` reads the folder `data.path` (see `write_pictures`), `image_lm` its codes.
+`tokenizer` and `vae` read the folder `data.path` (see `write_pictures`), `image_lm` its codes.
 """
 
 import pathlib
@@ -21,7 +21,8 @@ IMAGE_MODEL = dict(
 
 
 def get_config(what: str = 'tokenizer') -> ConfigDict:
-  """The run's config; `what` is tokenizer, baseline (the same without regularizer) or image_lm."""
+  """The run's config; `what` is tokenizer, baseline (the same without regularizer), vae or
+  image_lm."""
   adamw = dict(name='adamw', learning_rate=1e-3, clip=1.0)
   config = ConfigDict(
     dict(
@@ -43,6 +44,10 @@ def get_config(what: str = 'tokenizer') -> ConfigDict:
   config.eval_data = dict(config.data, split='test')
   config.model = dict(image_size=8, perceptual=dict(name='none'), vqgan=NETWORK)
   config.optimizer.generator = adamw
+  if what == 'vae':
+    config.task = 'jaxmm.tokenizers.vae_task'
+    network = {k: v for k, v in NETWORK.items() if k != 'quantizer'}
+    config.model = dict(image_size=8, perceptual=dict(name='none'), vae=dict(network, latent_dim=3))
   if what == 'tokenizer':
     config.model.regularizer = dict(weight=4.0, ramp_steps=2, width=8, heads=2, hidden=8)
     config.optimizer.regularizer = adamw

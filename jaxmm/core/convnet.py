@@ -31,7 +31,7 @@ def fan_in_uniform(fan_in: int):
 
 
 class Conv(nn.Module):
-  """2-D convolution with bias; parameters `kernel` [H, W, I, O] and `bias` [O], float32.
+  """2-D convolution; parameters `kernel` [H, W, I, O] and `bias` [O], float32.
 
   Attributes:
     features: channels out.
@@ -39,6 +39,7 @@ class Conv(nn.Module):
     stride: step of the output in rows and columns.
     padding: zeros ((above, below), (left, right)).
     dtype: in which it computes.
+    bias: whether it has one.
   """
 
   features: int
@@ -46,6 +47,7 @@ class Conv(nn.Module):
   stride: int = 1
   padding: Padding = SAME_3X3
   dtype: str = 'float32'
+  bias: bool = True
 
   @nn.compact
   def __call__(self, x_BYXI: jax.Array) -> jax.Array:
@@ -56,10 +58,12 @@ class Conv(nn.Module):
       axes.weight(init, None, None, axes.CONV_IN, axes.CONV_OUT),
       (self.kernel, self.kernel, channels, self.features),
     )
-    bias_O = self.param('bias', axes.weight(init, axes.CONV_OUT), (self.features,))
     y_BYXO = convolution.conv(
       x_BYXI.astype(self.dtype), kernel_HWIO.astype(self.dtype), self.stride, self.padding
     )
+    if not self.bias:
+      return y_BYXO
+    bias_O = self.param('bias', axes.weight(init, axes.CONV_OUT), (self.features,))
     return y_BYXO + bias_O.astype(self.dtype)
 
 

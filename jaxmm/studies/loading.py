@@ -1,6 +1,6 @@
 """A trained run as an object with encode, decode, sample: what `jaxmm.load(dir)` returns.
 
-Axes: B batch, L codes of an image, Y X rows and columns, C channels.
+Axes: B batch, L codes of an image, Y X rows and columns, C channels, D latent width.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +28,9 @@ from jaxmm.evaluate.images import to_pixels
 from jaxmm.models import image_lm
 from jaxmm.studies import run
 from jaxmm.task import Task, example_keys
-from jaxmm.tokenizers import vqgan_task
+from jaxmm.tokenizers import taesd, vae_task, vqgan_task
+from jaxmm.tokenizers.autoencoder import check_latents
+from jaxmm.tokenizers.latent_scale import LatentScale
 from jaxmm.tokenizers.vqgan import Vqgan, VqganConfig
 
 
@@ -41,6 +44,7 @@ class LoadedRun:
     task: the Task they describe.
     step: of the checkpoint that was read.
     variables: `{'params': ..., other collections}`, on all devices.
+    weights: which parameters these are: 'params', or 'ema', their average.
   """
 
   directory: pathlib.Path
@@ -48,6 +52,7 @@ class LoadedRun:
   task: Task
   step: int
   variables: Mapping[str, Any]
+  weights: str = 'params'
 
 
 class LoadedTokenizer(LoadedRun):
@@ -65,17 +70,15 @@ class LoadedTokenizer(LoadedRun):
 
   def network(self) -> Mapping[str, Any]:
     """The network's variables alone."""
-    return {'params': self.variables['params']['vqgan']}
+    return self.task.network(self.variables['params'])
+
+  def reconstruct(self, image_BYXC: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Images as their codes keep them, uint8 like the images given."""
+    return self.decode(self.encode(image_BYXC, batch), batch=batch)
 
   def encode(self, image_BYXC: np.ndarray, batch: int = 64) -> np.ndarray:
     """Code ids int32 [B, L] of uint8 images [B, Y, X, C]."""
-    image_BYXC = np.asarray(image_BYXC)
-    if image_BYXC.dtype != np.uint8:
-      raise ConfigError(f'encode takes uint8 images in 0..255, got {image_BYXC.dtype}')
-    if image_BYXC.ndim != 4:
-      raise ConfigError(
-        f'encode takes images [B, Y, X, C], got {list(image_BYXC.shape)}; one image is image[None]'
-      )
+    image_BYXC = _checked_images(image_BYXC)
     return _in_chunks(_encoder(self.task.config), self.network(), image_BYXC, batch)
 
   def decode(
@@ -96,6 +99,62 @@ class LoadedTokenizer(LoadedRun):
 
     decoder = _decoder(self.model.config, tuple(grid) if grid else None)
     return _in_chunks(decoder, self.network(), ids_BL, batch)
+
+
+class LoadedAutoencoder(LoadedRun):
+  """A trained image autoencoder with continuous latents; images are uint8, latents float32 of unit
+  variance."""
+
+  @property
+  def model(self) -> nn.Module:
+    """The network; its methods `encode` and `decode` know latents without a scale."""
+    return self.task.model
+
+  @property
+  def latent_dim(self) -> int:
+    """Channels of the latents."""
+    return self.model.config.latent_dim
+
+  @functools.cached_property
+  def scale(self) -> LatentScale:
+    """The scale that `jaxmm latent-scale` measured for these parameters.
+
+    Raises:
+      ConfigError: it did not yet, or of the other weights (average or not) of this step.
+    """
+    found = read_scale(self.directory, self.step, self.weights)
+    if found is None:
+      raise ConfigError(
+        f'the latents of step {self.step} of {self.directory} have no measured scale; measure it '
+        f'once: jaxmm latent-scale --run {self.directory}'
+      )
+    return found
+
+  def network(self) -> Mapping[str, Any]:
+    """The network's variables alone."""
+    return self.task.network(self.variables['params'])
+
+  def encode(self, image_BYXC: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Scaled latents float32 [B, Y/f, X/f, D] of uint8 images [B, Y, X, C]: the encoder's means."""
+    encoder = _latent_encoder(type(self.task), self.task.config, self.scale)
+    return _in_chunks(encoder, self.network(), _checked_images(image_BYXC), batch)
+
+  def decode(self, latent_BYXD: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Images uint8 [B, Y, X, C] of scaled latents, of any grid."""
+    latent_BYXD = np.asarray(latent_BYXD)
+    if latent_BYXD.dtype.kind != 'f':
+      raise ConfigError(f'decode takes latents of a float type, got {latent_BYXD.dtype}')
+    check_latents(latent_BYXD.shape, self.latent_dim)
+    decoder = _latent_decoder(type(self.task), self.task.config, self.scale)
+    return _in_chunks(decoder, self.network(), latent_BYXD, batch)
+
+  def reconstruct(self, image_BYXC: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Images as their latents keep them, uint8 like the images given; needs no scale."""
+    unscaled = LatentScale((1.0,))
+    encoder = _latent_encoder(type(self.task), self.task.config, unscaled)
+    decoder = _latent_decoder(type(self.task), self.task.config, unscaled)
+    latent_BYXD = _in_chunks(encoder, self.network(), _checked_images(image_BYXC), batch)
+    return _in_chunks(decoder, self.network(), latent_BYXD, batch)
 
 
 class LoadedImageLm(LoadedRun):
@@ -180,7 +239,8 @@ def load(
     weights: 'params', 'ema', or 'auto': the average where the run kept one.
 
   Returns:
-    LoadedTokenizer (encode, decode), LoadedImageLm (sample), or LoadedRun for other Tasks.
+    LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), or LoadedRun for
+    other Tasks.
 
   Raises:
     ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.
@@ -203,8 +263,13 @@ def load(
     variables |= checkpoints.load_numpy('extra', step=step)[0]
   mesh = sharding.make_mesh(sharding.MeshConfig())
   variables = jax.device_put(variables, sharding.replicated(mesh))
-  kinds = {vqgan_task.VqganTask: LoadedTokenizer, image_lm.ImageLmTask: LoadedImageLm}
-  return kinds.get(type(task), LoadedRun)(directory, config, task, step, variables)
+  kinds = {
+    vqgan_task.VqganTask: LoadedTokenizer,
+    vae_task.VaeTask: LoadedAutoencoder,
+    taesd.TaesdTask: LoadedAutoencoder,
+    image_lm.ImageLmTask: LoadedImageLm,
+  }
+  return kinds.get(type(task), LoadedRun)(directory, config, task, step, variables, weights)
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:
@@ -213,6 +278,38 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
   if not path.is_file():
     raise ConfigError(f'{directory} is not a run directory: it has no config.json')
   return json.loads(path.read_text())
+
+
+def scale_path(directory: str | os.PathLike, step: int) -> pathlib.Path:
+  """Where the latent scale of a step of a run is kept."""
+  return pathlib.Path(directory, f'latent_scale-{step}.json')
+
+
+def read_scale(directory: str | os.PathLike, step: int, weights: str) -> LatentScale | None:
+  """The latent scale of a step of a run; None where none was measured.
+
+  Raises:
+    ConfigError: it belongs to the step's other weights ('params' or 'ema').
+  """
+  path = scale_path(directory, step)
+  if not path.is_file():
+    return None
+  kept = json.loads(path.read_text())
+  if kept['weights'] != weights:
+    raise ConfigError(
+      f'{path} was measured on the weights {kept["weights"]!r}, but {weights!r} are loaded; load '
+      f'those (weights={kept["weights"]!r}): others have other latents'
+    )
+  return LatentScale(tuple(kept['scale']), tuple(kept['shift']), kept['origin'])
+
+
+def write_scale(directory: str | os.PathLike, step: int, weights: str, scale: LatentScale) -> None:
+  """Keeps the latent scale of a step of a run, whole or not at all."""
+  path = scale_path(directory, step)
+  kept = {'step': step, 'weights': weights, **configs.plain(scale)}
+  temporary = path.with_name(f'{path.name}.new')
+  temporary.write_text(json.dumps(kept, indent=1) + '\n')
+  os.replace(temporary, path)
 
 
 def tokenizer_of(
@@ -283,6 +380,43 @@ def _decoder(config: VqganConfig, grid: tuple[int, int] | None):
     return to_pixels(image).astype(jnp.uint8)
 
   return decode
+
+
+@functools.cache
+def _latent_encoder(task_type: type, config: Any, scale: LatentScale):
+  """The compiled `(variables, image_BYXC) -> latent_BYXD`; kept for the next call."""
+  task = task_type(config)
+
+  @jax.jit
+  def encode(variables, image_BYXC):
+    pixels = task.pixels({'image_BYXC': image_BYXC})
+    return scale.scaled(task.model.apply(variables, pixels, method='encode'))
+
+  return encode
+
+
+@functools.cache
+def _latent_decoder(task_type: type, config: Any, scale: LatentScale):
+  """The compiled `(variables, latent_BYXD) -> image_BYXC`; kept for the next call."""
+  model = task_type(config).model
+
+  @jax.jit
+  def decode(variables, latent_BYXD):
+    image = model.apply(variables, scale.unscaled(latent_BYXD), method='decode')
+    return to_pixels(image).astype(jnp.uint8)
+
+  return decode
+
+
+def _checked_images(image_BYXC: np.ndarray) -> np.ndarray:
+  image_BYXC = np.asarray(image_BYXC)
+  if image_BYXC.dtype != np.uint8:
+    raise ConfigError(f'encode takes uint8 images in 0..255, got {image_BYXC.dtype}')
+  if image_BYXC.ndim != 4:
+    raise ConfigError(
+      f'encode takes images [B, Y, X, C], got {list(image_BYXC.shape)}; one image is image[None]'
+    )
+  return image_BYXC
 
 
 def _in_chunks(compiled, variables, rows: np.ndarray, batch: int) -> np.ndarray:

@@ -56,10 +56,10 @@ def reconstruct(
   """Writes a PNG with each original above its reconstruction; returns what it says of them."""
   _check_wanted(output, num)
   loaded = loading.load(directory)
-  if not isinstance(loaded, loading.LoadedTokenizer):
+  if not isinstance(loaded, (loading.LoadedTokenizer, loading.LoadedAutoencoder)):
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected a tokenizer')
   originals = image_files(loaded, files) if files else held_out_images(loaded, num)
-  rebuilt = loaded.decode(loaded.encode(originals))
+  rebuilt = loaded.reconstruct(originals)
   columns = min(len(originals), 8)
   rows = []
   for start in range(0, len(originals), columns):

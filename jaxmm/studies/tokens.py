@@ -1,6 +1,7 @@
-"""The codes of a data set, written once by a trained tokenizer; image models train on them.
+"""The codes or latents of a data set, written once by a trained tokenizer; image models train on
+them.
 
-Axes: B batch, V views of one image, L codes, Y X rows and columns, C channels.
+Axes: B batch, V views of one image, L codes, Y X rows and columns, C channels, D latent width.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,18 +33,21 @@ def write(
   split: str = 'train',
   views: str = 'one',
   batch: int = 64,
+  dtype: str | None = None,
   overrides: Sequence[str] = (),
   echo: Callable[[str], None] | None = print,
 ) -> ArrayStore:
   """Writes a token store; run again after an interruption it goes on.
 
   Args:
-    tokenizer: the run directory of a tokenizer.
-    output: the store, a directory. Fields `codes` [L] or [V, L] and `label`.
+    tokenizer: the run directory of a tokenizer, or of an autoencoder with continuous latents.
+    output: the store, a directory. Fields `label`, and `codes` [L] or [V, L], or `latents`
+      [Y, X, D] or [V, Y, X, D], scaled to unit variance.
     split: of the run's data.
     views: 'one' (the run's crop without randomness), 'flip' (and its mirror image) or 'ten'
       (LlamaGen's ten crops, for each of `data.ten_crop_ratios`).
     batch: images a step.
+    dtype: of latents, 'float32' or 'float16'; None for float32, and for codes.
     overrides: `data.key=value` settings on top of the run's own data. Its keep-list holds for the
       split that it was trained on; with `data.keep_list=` codes of other records are written.
     echo: receives progress lines.
@@ -54,10 +58,58 @@ def write(
   if views not in VIEWS:
     raise ConfigError(f'views is {views!r}, expected one of {", ".join(VIEWS)}')
   loaded = loading.load(tokenizer)
-  if not isinstance(loaded, loading.LoadedTokenizer):
-    raise ConfigError(f'{tokenizer} is a run of {loaded.config["task"]}, expected a tokenizer')
-  data = _data_config(loaded.config, split, views, overrides)
-  batches = pipeline.make_batches(
+  data = data_config(loaded.config, split, views, overrides)
+  field, row, dtype = _layout(loaded, data, dtype)
+  batches = batches_of(loaded, data, batch)
+  num_views = {'one': 1, 'flip': 2, 'ten': 10 * len(data.ten_crop_ratios)}[views]
+  if echo:
+    echo(
+      f'{batches.num_records} images of split {split}, {num_views} views of '
+      f'{"x".join(map(str, row))} {field} each'
+    )
+  return batch_job.run(
+    batches,
+    _encoder(loaded, field, num_views, row),
+    output,
+    variables=loaded.network(),
+    fields={
+      field: (row if num_views == 1 else (num_views, *row), dtype),
+      'label': ((), 'int32'),
+    },
+    mesh=sharding.make_mesh(sharding.MeshConfig()),
+    rules=sharding.RULES['dp'],
+    meta=_meta(loaded, output, data, batches),
+    echo=echo,
+  )
+
+
+def _layout(
+  loaded: loading.LoadedRun, data: pipeline.DataConfig, dtype: str | None
+) -> tuple[str, tuple[int, ...], str]:
+  """Name, shape of a row and dtype of what the run makes of an image."""
+  if isinstance(loaded, loading.LoadedTokenizer):
+    if dtype is not None:
+      raise ConfigError(
+        f'dtype is {dtype!r}, but {loaded.directory} makes codes, whose type follows from their '
+        'number; leave it out'
+      )
+    rows, columns = loaded.model.config.grid(data.image_size, data.image_size)
+    return 'codes', (rows * columns,), 'uint16' if loaded.num_codes <= 2**16 else 'int32'
+  if not isinstance(loaded, loading.LoadedAutoencoder):
+    raise ConfigError(
+      f'{loaded.directory} is a run of {loaded.config["task"]}, expected a tokenizer'
+    )
+  if dtype not in (None, 'float32', 'float16'):
+    raise ConfigError(f"dtype is {dtype!r}, expected 'float32' or 'float16'")
+  grid = loaded.model.config.grid(data.image_size, data.image_size)
+  return 'latents', (*grid, loaded.latent_dim), dtype or 'float32'
+
+
+def batches_of(
+  loaded: loading.LoadedRun, data: pipeline.DataConfig, batch: int
+) -> pipeline.Batches:
+  """One ordered pass over data for this process."""
+  return pipeline.make_batches(
     data,
     batch_size=batch,
     seed=loaded.config['seed'],
@@ -65,29 +117,11 @@ def write(
     process_count=jax.process_count(),
     train=False,
   )
-  grid = loaded.model.config.grid(data.image_size, data.image_size)
-  length = grid[0] * grid[1]
-  num_views = {'one': 1, 'flip': 2, 'ten': 10 * len(data.ten_crop_ratios)}[views]
-  dtype = 'uint16' if loaded.num_codes <= 2**16 else 'int32'
-  if echo:
-    echo(f'{batches.num_records} images of split {split}, {num_views} views of {length} codes each')
-  return batch_job.run(
-    batches,
-    _encoder(loaded, num_views, length),
-    output,
-    variables=loaded.network(),
-    fields={
-      'codes': ((length,) if num_views == 1 else (num_views, length), dtype),
-      'label': ((), 'int32'),
-    },
-    mesh=sharding.make_mesh(sharding.MeshConfig()),
-    rules=sharding.RULES['dp'],
-    meta=_meta(loaded, output, data, grid, batches),
-    echo=echo,
-  )
 
 
-def _data_config(config, split: str, views: str, overrides: Sequence[str]) -> pipeline.DataConfig:
+def data_config(
+  config: Mapping[str, Any], split: str, views: str, overrides: Sequence[str]
+) -> pipeline.DataConfig:
   """The run's data without randomness, as one split, with the user's changes."""
   import ml_collections
 
@@ -103,7 +137,19 @@ def _data_config(config, split: str, views: str, overrides: Sequence[str]) -> pi
   return configs.from_mapping(pipeline.DataConfig, section, 'data')
 
 
-def _encoder(loaded: loading.LoadedTokenizer, num_views: int, length: int):
+def _encoder(
+  loaded: loading.LoadedTokenizer | loading.LoadedAutoencoder,
+  field: str,
+  num_views: int,
+  row: tuple[int, ...],
+):
+  scale = loaded.scale if field == 'latents' else None
+
+  def encoded(variables, pixels):
+    if scale is None:
+      return loaded.model.apply(variables, pixels, method='encode_ids')
+    return scale.scaled(loaded.model.apply(variables, pixels, method='encode'))
+
   def encode(variables, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
     if num_views == 1:
       images = batch['image_BYXC']
@@ -112,24 +158,29 @@ def _encoder(loaded: loading.LoadedTokenizer, num_views: int, length: int):
     else:
       images = batch['image_BVYXC']
     flat_MYXC = images.reshape(-1, *images.shape[-3:])
-    pixels = loaded.task.pixels({'image_BYXC': flat_MYXC})
-    ids_ML = loaded.model.apply(variables, pixels, method='encode_ids')
+    out = encoded(variables, loaded.task.pixels({'image_BYXC': flat_MYXC}))
     lead = batch['label_B'].shape + (() if num_views == 1 else (num_views,))
-    return {'codes': ids_ML.reshape(*lead, length), 'label': batch['label_B']}
+    return {field: out.reshape(*lead, *row), 'label': batch['label_B']}
 
   return encode
 
 
-def _meta(loaded, output, data, grid, batches) -> dict[str, Any]:
+def _meta(loaded, output, data, batches) -> dict[str, Any]:
   """What made the store: a store with another `meta` is not continued."""
   where = pathlib.Path(loaded.directory).resolve()
+  grid = loaded.model.config.grid(data.image_size, data.image_size)
+  if isinstance(loaded, loading.LoadedTokenizer):
+    kind = {'num_codes': loaded.num_codes}
+  else:
+    scale = {'scale': loaded.scale.scale, 'shift': loaded.scale.shift}
+    kind = {'latent_dim': loaded.latent_dim, 'latent_scale': configs.plain(scale)}
   model = json.dumps(loaded.config['model'], sort_keys=True).encode()
   return {
     'tokenizer': str(where),
     'tokenizer_relative': os.path.relpath(where, pathlib.Path(output).resolve()),
     'tokenizer_step': loaded.step,
     'tokenizer_model': hashlib.sha256(model).hexdigest()[:16],
-    'num_codes': loaded.num_codes,
+    **kind,
     'grid': list(grid),
     'num_classes': batches.num_classes,
     'kept_fingerprint': batches.kept_fingerprint,

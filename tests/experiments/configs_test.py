@@ -29,6 +29,8 @@ ARGUMENTS = {
   'crt/imagenet256.py': ('crt', 'baseline', 'crt_131k', 'B', 'L', 'XL', 'XXL', '3B'),
   'dbp/mini.py': ('',),
   'lm/mini.py': ('',),
+  'transfusion/vae.py': ('',),
+  'transfusion/vae_mini.py': ('plain', 'adversarial'),
 }
 SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]
 
@@ -72,7 +74,7 @@ def batch_shapes(config, task):
 
 
 # Tracing a tokenizer takes seconds; the paper's stands for the others.
-SLOW = ('baseline', 'crt_131k', 'mini.py:crt', 'cifar10.py:crt')
+SLOW = ('baseline', 'crt_131k', 'mini.py:crt', 'cifar10.py:crt', 'vae.py', 'mini.py:plain')
 
 
 @pytest.mark.parametrize('spec', SPECS)
@@ -138,5 +140,5 @@ def test_the_first_argument_is_the_default(file):
 
 @pytest.mark.parametrize('file', [f for f, args in ARGUMENTS.items() if len(args) > 1])
 def test_an_unknown_argument_names_the_known_ones(file):
-  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*crt'):
+  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*{ARGUMENTS[file][0]}'):
     configs.load_config(f'{ROOT}/{file}:crtt')

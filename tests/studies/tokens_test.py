@@ -51,5 +51,5 @@ def test_the_list_of_a_tokenizer_is_that_of_its_training_part(path, tmp_path):
     ('train', ('data.keep_list=',), len(ArrayStore(path.tokens / 'train'))),
     ('test', (), len(ArrayStore(path.tokens / 'test'))),
   ):
-    data = tokens._data_config(config, split, 'one', settings)
+    data = tokens.data_config(config, split, 'one', settings)
     assert make_batches(data, batch_size=8, seed=0).num_records == number
