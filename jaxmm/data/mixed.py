@@ -56,7 +56,7 @@ class MixedConfig:
       texts, is left out of the plan. None takes everything. The paper mixes 1:1, which is 0.5.
     length: positions of a row.
     patches: positions of a picture, without BOI and EOI.
-    latents: array store with a field `latent` ([Y, X, C], or several views [V, Y, X, C]) of every
+    latents: array store with a field `latents` ([Y, X, C], or several views [V, Y, X, C]) of every
       picture of `data.path`, in their order; '' gives pixels.
     boi_id: begins a picture.
     eoi_id: ends a picture.

@@ -98,9 +98,9 @@ class _Latents:
   def __init__(self, config: DataConfig, pictures: FileSource, train: bool):
     where = f'data.mixed.latents {config.mixed.latents!r}'
     self._store, self._train, self._view = ArrayStore(config.mixed.latents), train, config.eval_view
-    if 'latent' not in self._store.fields:
-      raise ConfigError(f'{where} has fields {sorted(self._store.fields)}, expected a `latent`')
-    shape, dtype = self._store.fields['latent']
+    if 'latents' not in self._store.fields:
+      raise ConfigError(f'{where} has fields {sorted(self._store.fields)}, expected `latents`')
+    shape, dtype = self._store.fields['latents']
     if len(shape) not in (3, 4) or dtype.kind != 'f':
       raise ConfigError(
         f'{where}: latents are {dtype}{shape} a picture, expected floats [Y, X, C] or [V, Y, X, C]'
@@ -127,4 +127,4 @@ class _Latents:
     view = self._view
     if self._train and self._num_views > 1:
       view = int(rng.integers(self._num_views))
-    return row['latent'].reshape(self._num_views, *self.shape)[view]
+    return row['latents'].reshape(self._num_views, *self.shape)[view]

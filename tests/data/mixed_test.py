@@ -332,7 +332,7 @@ def test_a_trained_tokenizer_takes_the_place_of_bytes(data):
 
 def _store(path, num=30, views=None, valid=True):
   shape = (2, 2, 8) if views is None else (views, 2, 2, 8)
-  fields = {'latent': (shape, np.float32), 'label': ((), np.int32), 'valid': ((), np.bool_)}
+  fields = {'latents': (shape, np.float32), 'label': ((), np.int32), 'valid': ((), np.bool_)}
   writer = ArrayStoreWriter(path, fields, num, 16)
   latent = np.arange(num)[:, None] + np.zeros((num, int(np.prod(shape))), np.float32)
   latent = latent.reshape(num, *shape)
@@ -341,7 +341,7 @@ def _store(path, num=30, views=None, valid=True):
   is_valid = np.arange(num) != (-1 if valid else 3)
   for k in range(writer.num_shards):
     rows = np.array(writer.rows(k))
-    writer.write_shard(k, {'latent': latent[rows], 'label': rows * 0, 'valid': is_valid[rows]})
+    writer.write_shard(k, {'latents': latent[rows], 'label': rows * 0, 'valid': is_valid[rows]})
   return str(path)
 
 
