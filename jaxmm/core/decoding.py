@@ -230,3 +230,9 @@ def generate(
   if index < num_tokens:
     raise ValueError(f'lengths {lengths} end before position {last}, the last to be fed back')
   return carry[1]
+
+
+def ended(ids_BL: jax.Array, stop_id: int) -> jax.Array:
+  """The rows with `stop_id` in place of everything that follows their first one."""
+  is_stop = (ids_BL == stop_id).astype(jnp.int32)
+  return jnp.where(jnp.cumsum(is_stop, axis=1) > is_stop, stop_id, ids_BL)

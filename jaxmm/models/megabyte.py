@@ -37,25 +37,25 @@ def _sizes(global_depth, global_width, global_heads, local_depth, local_width, l
   )  # fmt: skip
 
 
-# Two that train on a laptop, and the paper's, with all their parameters. Its sizes are those of
-# GPT-3 shortened in depth (758M is 14 of the 24 layers of 1.3B), which fixes layers and widths; the
-# heads are GPT-3's.
+# Two that train on a laptop, and the paper's. Its sizes are GPT-3's shortened in depth (758M is 14 of
+# the 24 layers of 1.3B), which fixes layers and widths; the heads are GPT-3's. Those names count a
+# share of GPT-3's vocabulary, so the parameters, said behind each name, are fewer.
 PRESETS: dict[str, dict[str, Any]] = {
-  'micro': _sizes(2, 64, 2, 2, 32, 2, patch=4, length=256),
-  'mini': _sizes(4, 256, 4, 2, 128, 4, patch=8, length=1024),
+  'micro': _sizes(2, 64, 2, 2, 32, 2, patch=4, length=256),  # 146,592
+  'mini': _sizes(4, 256, 4, 2, 128, 4, patch=8, length=1024),  # 3,639,712
   # Text, 8,192 bytes.
-  'text-758M-262M': _sizes(14, 2048, 32, 18, 1024, 16, patch=8, length=8192),
-  'text-350M-290M': _sizes(24, 1024, 16, 20, 1024, 16, patch=8, length=8192),
-  'text-1.3B-218M': _sizes(24, 2048, 32, 15, 1024, 16, patch=8, length=8192),
+  'text-758M-262M': _sizes(14, 2048, 32, 18, 1024, 16, patch=8, length=8192),  # 934,453,504
+  'text-350M-290M': _sizes(24, 1024, 16, 20, 1024, 16, patch=8, length=8192),  # 555,723,904
+  'text-1.3B-218M': _sizes(24, 2048, 32, 15, 1024, 16, patch=8, length=8192),  # 1,400,247,552
   # 64 x 64 x 3 bytes. 2.7B is 2560 wide, which 12 does not divide; 2568 is the next that it does,
-  # with heads 80 wide as in GPT-3.
+  # with heads 80 wide as in GPT-3: 2,836,272,878.
   'imagenet64-2.7B-350M': _sizes(
     32, 2568, 32, 24, 1024, 16, patch=12, length=12_288, global_head_dim=80
   ),
   # 256 x 256 x 3 and 640 x 640 x 3 bytes; a byte is 4 numbers wide in the global model.
-  'image256-125M-125M': _sizes(12, 768, 12, 12, 768, 12, patch=192, length=196_608),
-  'image640-125M-83M': _sizes(12, 768, 12, 8, 768, 12, patch=192, length=1_228_800),
-  'audio-350M-125M': _sizes(24, 1024, 16, 12, 768, 12, patch=32, length=524_288),
+  'image256-125M-125M': _sizes(12, 768, 12, 12, 768, 12, patch=192, length=196_608),  # 171,248,900
+  'image640-125M-83M': _sizes(12, 768, 12, 8, 768, 12, patch=192, length=1_228_800),  # 147,026,180
+  'audio-350M-125M': _sizes(24, 1024, 16, 12, 768, 12, patch=32, length=524_288),  # 404,401,184
 }
 
 

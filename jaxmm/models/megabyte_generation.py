@@ -148,7 +148,7 @@ def generate(
     )
   place_BN = length_B[:, None] + jnp.arange(num_bytes)
   out = jnp.take_along_axis(state.bytes_BT, place_BN, axis=1)
-  out = out if stop_id is None else ended(out, stop_id)
+  out = out if stop_id is None else decoding.ended(out, stop_id)
   if not return_logits:
     return out
   return out, jnp.take_along_axis(seen_BTV, place_BN[..., None], axis=1)
@@ -316,12 +316,6 @@ def _moved(cache: decode.Cache, config: MegabyteConfig) -> decode.Cache:
 def _end(length_B, num_bytes: int, config: MegabyteConfig) -> jax.Array:
   """The first patch that no row needs."""
   return (jnp.max(length_B) + num_bytes - 1) // config.patch + 1
-
-
-def ended(ids_BN: jax.Array, stop_id: int) -> jax.Array:
-  """The rows with `stop_id` in place of everything that follows their first one."""
-  is_stop = (ids_BN == stop_id).astype(jnp.int32)
-  return jnp.where(jnp.cumsum(is_stop, axis=1) > is_stop, stop_id, ids_BN)
 
 
 _begin = jax.jit(begin, static_argnames=('config', 'sampling', 'num_bytes'))
