@@ -71,7 +71,7 @@ class Window(Mask):
 
 @flax.struct.dataclass
 class Shifted(Mask):
-  """Another rule, for queries that stand `by` keys further on: the first `by` keys are of others."""
+  """Another rule, for queries that stand `by` keys further on."""
 
   mask: Mask
   by: int = flax.struct.field(pytree_node=False)

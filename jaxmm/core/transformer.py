@@ -179,7 +179,7 @@ class Context:
 
 @flax.struct.dataclass
 class Overlap:
-  """Rows that are pieces of longer sequences, each of which also sees the end of the piece before.
+  """Rows that are pieces of longer sequences; each also sees the end of the piece before.
 
   Self-attention's keys and values are those of the last `size` positions of the row before and then
   the row's own, so the mask is of L queries and size + L keys, and rotary tables are of size + L

@@ -83,13 +83,13 @@ class MegabyteConfig:
       if getattr(self, name) % self.patch:
         near = -(-getattr(self, name) // self.patch) * self.patch
         raise ConfigError(
-          f'model.{name} is {getattr(self, name)}, expected a multiple of model.patch {self.patch}, '
-          f'such as {near}'
+          f'model.{name} is {getattr(self, name)}, expected a multiple of model.patch '
+          f'{self.patch}, such as {near}'
         )
     if self.cross_patch > self.patch:
       raise ConfigError(
-        f'model.cross_patch is {self.cross_patch}, expected at most model.patch {self.patch}: there '
-        'are no more positions in the patch before'
+        f'model.cross_patch is {self.cross_patch}, expected at most model.patch {self.patch}: '
+        'there are no more positions in the patch before'
       )
     _, local = self.global_stack(), self.local_stack()  # their own checks
     if self.cross_patch and local.head_width % 2:

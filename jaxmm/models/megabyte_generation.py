@@ -4,8 +4,9 @@ Two caches: the global one grows by an entry a patch; the local one has the r + 
 and begins anew at each. Rows may have prompts of different lengths: all stand at the same place of
 the same patch, and a row whose prompt goes on there is given its next byte instead of one drawn.
 
-Axes: B rows, N bytes of prompts, T bytes of prompts and what follows, P bytes of a patch, K patches,
-G width of a byte in the global model, W = P * G global width, D local width, V vocabulary.
+Axes: B rows, N bytes of prompts, T bytes of prompts and what follows, P bytes of a patch, S those
+and what the convolutions see, G width of a byte in the global model, W = P * G global width, D
+local width, V vocabulary.
 """
 
 from __future__ import annotations

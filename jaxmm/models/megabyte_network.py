@@ -82,7 +82,7 @@ def local_rotary(config: MegabyteConfig) -> positions.Rotary | None:
 
 
 def seen_keys(config: MegabyteConfig, has_previous_R: jax.Array) -> masks.Segments:
-  """Hides the r keys of the patch before where there is none, for queries and keys at r + P places."""
+  """Hides the r keys of the patch before where there is none; of r + P queries and keys."""
   place = jnp.arange(config.cross_patch + config.patch)
   exists = has_previous_R[:, None] | (place >= config.cross_patch)
   return masks.Segments(jnp.ones(exists.shape, jnp.int32), exists.astype(jnp.int32))

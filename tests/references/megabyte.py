@@ -1,4 +1,4 @@
-"""MEGABYTE on one row as its paper writes it: float64 NumPy, loops over patches, bytes, heads, keys.
+"""MEGABYTE on one row as its paper writes it: float64 NumPy and loops.
 
 Numbers are the steps of section 2 of arXiv:2305.07185, in the order that they are computed. The
 local model of all patches is one flat sequence with a list of the bytes that each may see.
@@ -46,12 +46,13 @@ def attention(x, p, heads, seen, places=None):
   return out + p['out']['bias']
 
 
+def layer(tree, t):
+  return {n: layer(a, t) if isinstance(a, dict) else a[t] for n, a in tree.items()}
+
+
 def transformer(x, params, depth, heads, seen, eps, places=None):
   for t in range(depth):
-    take = lambda tree, t=t: {
-      name: take(value) if isinstance(value, dict) else value[t] for name, value in tree.items()
-    }
-    p = take(params['groups']['block0_self'])
+    p = layer(params['groups']['block0_self'], t)
     x = x + attention(layer_norm(x, p['attention_norm'], eps), p['attention'], heads, seen, places)
     h = layer_norm(x, p['mlp_norm'], eps) @ p['mlp']['up']['kernel'] + p['mlp']['up']['bias']
     x = x + np.maximum(h, 0) @ p['mlp']['down']['kernel'] + p['mlp']['down']['bias']
