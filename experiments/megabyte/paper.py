@@ -5,10 +5,11 @@
 
 Arguments: the names of `jaxmm.models.megabyte.PRESETS`, `text-758M-262M` being the default.
 
-Optimizer, schedule, dropout and initial weights are the paper's. Batches and learning rates are as
-remembered from its appendix, in which the steps of text runs follow from bytes (80 billion); those
-of the others are not known to us and stand for a beginning. Cross-patch attention, whose r the paper
-does not say, is off: `--config.model.cross_patch=R` turns it on.
+Optimizer, schedule, dropout and initial weights are the paper's, and the bytes of the text runs (80
+billion) and of ImageNet64 (1.4 trillion). Batches and learning rates are not certain: they are as
+others report its appendix. How long the other runs were is not known to us; theirs stand for a
+beginning. Cross-patch attention, whose r the paper does not say, is off:
+`--config.model.cross_patch=R` turns it on.
 """
 
 from ml_collections import ConfigDict, FieldReference

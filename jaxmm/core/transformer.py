@@ -114,8 +114,8 @@ class StackConfig:
       raise ConfigError(f'StackConfig.dropout is {self.dropout}, expected it in [0, 1)')
     if self.init_cut is not None and (self.init_std is None or self.init_cut <= 0):
       raise ConfigError(
-        f'StackConfig.init_cut is {self.init_cut} and init_std {self.init_std}, expected a cut above '
-        '0 and a standard deviation, or no cut'
+        f'StackConfig.init_cut is {self.init_cut} and init_std {self.init_std}, expected a cut '
+        'above 0 and a standard deviation, or no cut'
       )
     if self.head_dim is None and self.width % self.num_heads:
       raise ConfigError(

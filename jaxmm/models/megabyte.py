@@ -37,9 +37,9 @@ def _sizes(global_depth, global_width, global_heads, local_depth, local_width, l
   )  # fmt: skip
 
 
-# Two that train on a laptop, and the paper's. Its sizes are GPT-3's shortened in depth (758M is 14 of
-# the 24 layers of 1.3B), which fixes layers and widths; the heads are GPT-3's. Those names count a
-# share of GPT-3's vocabulary, so the parameters, said behind each name, are fewer.
+# Two that train on a laptop, and the paper's. Its sizes are GPT-3's shortened in depth (758M is 14
+# of the 24 layers of 1.3B), which fixes layers and widths; the heads are GPT-3's. Those names count
+# a share of GPT-3's vocabulary, so the parameters, said behind each name, are fewer.
 PRESETS: dict[str, dict[str, Any]] = {
   'micro': _sizes(2, 64, 2, 2, 32, 2, patch=4, length=256),  # 142,736
   'mini': _sizes(4, 256, 4, 2, 128, 4, patch=8, length=1024),  # 3,635,744
