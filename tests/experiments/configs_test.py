@@ -31,6 +31,16 @@ ARGUMENTS = {
   'lm/mini.py': ('',),
   'transfusion/vae.py': ('',),
   'transfusion/vae_mini.py': ('plain', 'adversarial'),
+  'megabyte/mini.py': ('',),
+  'megabyte/paper.py': (
+    'text-758M-262M',
+    'text-350M-290M',
+    'text-1.3B-218M',
+    'imagenet64-2.7B-350M',
+    'image256-125M-125M',
+    'image640-125M-83M',
+    'audio-350M-125M',
+  ),
 }
 SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]
 
