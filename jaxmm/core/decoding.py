@@ -119,13 +119,16 @@ def kth_largest(x_BV: jax.Array, k: int) -> jax.Array:
 def next_ids(
   logits_RV: jax.Array, index: jax.Array | int, key_B: jax.Array, config: SamplingConfig
 ) -> jax.Array:
-  """The `index`-th new token of every example, int32 [B], drawn from its key and the index."""
+  """The `index`-th new token of every example, int32 [B], drawn from its key and the index.
+
+  Without guidance the index may be one number a row, [B].
+  """
   logits_BV = guided(logits_RV.astype(jnp.float32), index, config)
   if config.greedy:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = filtered(logits_BV, config)
-  uniform = lambda key: jax.random.uniform(jax.random.fold_in(key, index), (2,))
-  return drawn(logits_BV, jax.vmap(uniform)(key_B))
+  uniform = lambda key, index: jax.random.uniform(jax.random.fold_in(key, index), (2,))
+  return drawn(logits_BV, jax.vmap(uniform)(key_B, jnp.broadcast_to(index, key_B.shape)))
 
 
 def drawn(logits_BV: jax.Array, uniform_B2: jax.Array) -> jax.Array:
@@ -227,3 +230,9 @@ def generate(
   if index < num_tokens:
     raise ValueError(f'lengths {lengths} end before position {last}, the last to be fed back')
   return carry[1]
+
+
+def ended(ids_BL: jax.Array, stop_id: int) -> jax.Array:
+  """The rows with `stop_id` in place of everything that follows their first one."""
+  is_stop = (ids_BL == stop_id).astype(jnp.int32)
+  return jnp.where(jnp.cumsum(is_stop, axis=1) > is_stop, stop_id, ids_BL)

@@ -70,6 +70,37 @@ class Window(Mask):
 
 
 @flax.struct.dataclass
+class Shifted(Mask):
+  """Another rule, for queries that stand `by` keys further on."""
+
+  mask: Mask
+  by: int = flax.struct.field(pytree_node=False)
+
+  @property
+  def sees_itself(self):
+    return self.mask.sees_itself
+
+  def allowed(self, query_L, key_S):
+    return self.mask.allowed(query_L + self.by, key_S)
+
+
+@flax.struct.dataclass
+class PatchOverlap(Mask):
+  """Causal within patches of `patch` keys, and the last `back` keys of the patch before.
+
+  MEGABYTE's cross-patch attention (arXiv:2305.07185, section 2.3) over a whole sequence; 0 is none.
+  """
+
+  patch: int = flax.struct.field(pytree_node=False)
+  back: int = flax.struct.field(pytree_node=False, default=0)
+
+  def allowed(self, query_L, key_S):
+    query, key = query_L[:, None], key_S[None, :]
+    first = query - query % self.patch - self.back
+    return ((key <= query) & (key >= first))[None]
+
+
+@flax.struct.dataclass
 class PrefixLM(Mask):
   """Causal, and everybody sees the first `length_B` keys (arXiv:1910.10683, section 3.2.1)."""
 

@@ -60,6 +60,7 @@ class StackConfig:
     attention_chunk: block length of the chunked backend.
     attention_scale: of q k^T; None is H^-0.5 (T5 uses 1).
     init_std: standard deviation of the normal initialisation; None is 1 / sqrt(fan in).
+    init_cut: at how many standard deviations that normal is cut off; None is nowhere.
     final_norm: a last norm after the blocks.
     unroll: how many groups of the scan are laid out in one iteration; more compile time, fewer
       copies.
@@ -86,6 +87,7 @@ class StackConfig:
   attention_chunk: int = 512
   attention_scale: float | None = None
   init_std: float | None = 0.02
+  init_cut: float | None = None
   final_norm: bool = True
   unroll: int = 1
   dtype: str = 'float32'
@@ -110,6 +112,11 @@ class StackConfig:
         raise ConfigError(f'StackConfig.{name} is {getattr(self, name)}, expected at least 1')
     if not 0 <= self.dropout < 1:
       raise ConfigError(f'StackConfig.dropout is {self.dropout}, expected it in [0, 1)')
+    if self.init_cut is not None and (self.init_std is None or self.init_cut <= 0):
+      raise ConfigError(
+        f'StackConfig.init_cut is {self.init_cut} and init_std {self.init_std}, expected a cut '
+        'above 0 and a standard deviation, or no cut'
+      )
     if self.head_dim is None and self.width % self.num_heads:
       raise ConfigError(
         f'StackConfig.width {self.width} is not a multiple of num_heads {self.num_heads}; '
@@ -139,6 +146,10 @@ class StackConfig:
     """The initializer of every weight matrix."""
     if self.init_std is None:
       return nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
+    if self.init_cut is not None:
+      return nn.initializers.truncated_normal(
+        self.init_std, lower=-self.init_cut, upper=self.init_cut
+      )
     return nn.initializers.normal(self.init_std)
 
   def kinds(self) -> tuple[str, ...]:
@@ -166,6 +177,30 @@ class Context:
     return masks.Segments(ones, self.valid_BS.astype(jnp.int32))
 
 
+@flax.struct.dataclass
+class Overlap:
+  """Rows that are pieces of longer sequences; each also sees the end of the piece before.
+
+  Self-attention's keys and values are those of the last `size` positions of the row before and then
+  the row's own, so the mask is of L queries and size + L keys, and rotary tables are of size + L
+  positions. A sequence's first piece has zeros there, which the mask is to hide.
+
+  Attributes:
+    size: positions of the piece before, at most L.
+    pieces: how many rows, in order, are one sequence.
+  """
+
+  size: int = flax.struct.field(pytree_node=False)
+  pieces: int = flax.struct.field(pytree_node=False)
+
+  def extended(self, x_BLKH: jax.Array) -> jax.Array:
+    """Keys or values [B, size + L, K, H], those of the piece before in front."""
+    (B, L), rest = x_BLKH.shape[:2], x_BLKH.shape[2:]
+    ends = x_BLKH.reshape(B // self.pieces, self.pieces, L, *rest)[:, :-1, L - self.size :]
+    before = jnp.pad(ends, [(0, 0), (1, 0)] + [(0, 0)] * (ends.ndim - 2))
+    return jnp.concatenate([before.reshape(B, self.size, *rest), x_BLKH], axis=1)
+
+
 def _dense(config: StackConfig, features, names, num_in=1, name=None) -> layers.Dense:
   return layers.Dense(
     features, names, num_in, config.bias, config.initializer(), config.dtype, name=name
@@ -184,7 +219,7 @@ class Attention(nn.Module):
   config: StackConfig
 
   @nn.compact
-  def __call__(self, x_BLD, source_BSD, mask, rotary, bias_NLS):
+  def __call__(self, x_BLD, source_BSD, mask, rotary, bias_NLS, overlap=None):
     cfg = self.config
     heads, kv = (cfg.num_heads, cfg.head_width), (cfg.kv_heads, cfg.head_width)
     q = _dense(cfg, heads, (axes.EMBED, axes.HEADS, axes.HEAD_DIM), name='query')(x_BLD)
@@ -193,8 +228,12 @@ class Attention(nn.Module):
     if cfg.qk_norm:
       q = layers.RMSNorm(cfg.norm_eps, axes.HEAD_DIM, name='query_norm')(q)
       k = layers.RMSNorm(cfg.norm_eps, axes.HEAD_DIM, name='key_norm')(k)
+    rotary_q = rotary
+    if overlap is not None:
+      k, v = overlap.extended(k), overlap.extended(v)
+      rotary_q = None if rotary is None else rotary.at(overlap.size, q.shape[1])
     if rotary is not None:
-      q = positions.apply_rotary(q, rotary, cfg.rotary)
+      q = positions.apply_rotary(q, rotary_q, cfg.rotary)
       k = positions.apply_rotary(k, rotary, cfg.rotary)
     q, k, v = (axes.constrain(a, axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None) for a in (q, k, v))
     out = attention.attention(
@@ -256,7 +295,8 @@ class Block(nn.Module):
 
     def self_attention(h):
       nonlocal kv
-      y, kv = Attention(cfg, name='attention')(h, h, inputs.mask, inputs.rotary, inputs.bias_NLS)
+      attend = Attention(cfg, name='attention')
+      y, kv = attend(h, h, inputs.mask, inputs.rotary, inputs.bias_NLS, inputs.overlap)
       return y
 
     def cross_attention(h):
@@ -281,6 +321,7 @@ class BlockInputs:
   context: Context | None
   bias_NLS: jax.Array | None
   seeds_B2: jax.Array | None
+  overlap: Overlap | None = None
 
 
 class Group(nn.Module):
@@ -327,6 +368,7 @@ class Stack(nn.Module):
     context: Context | jax.Array | None = None,
     bias_NLS: jax.Array | None = None,
     dropout_key_B: jax.Array | None = None,
+    overlap: Overlap | None = None,
     return_states: bool = False,
     return_kv: bool = False,
   ):
@@ -340,6 +382,8 @@ class Stack(nn.Module):
       bias_NLS: added to every self-attention's logits (T5's position bias, computed once by the
         caller).
       dropout_key_B: one key an example, typed or uint32 pairs; None runs without dropout.
+      overlap: rows are pieces of sequences and see one another's ends; mask and rotary are then of
+        more keys than there are queries.
       return_states: also return what each block was given and gave.
       return_kv: also return every self-attention's keys and values, for `core.decode.cache_of`.
 
@@ -356,7 +400,7 @@ class Stack(nn.Module):
     if dropout_key_B is not None and cfg.dropout > 0:
       seeds = layers.dropout_seeds(dropout_key_B)
     x_BLD = x_BLD.astype(cfg.dtype)
-    inputs = BlockInputs(mask, rotary, context, bias_NLS, seeds)
+    inputs = BlockInputs(mask, rotary, context, bias_NLS, seeds, overlap)
     num_groups = cfg.depth // len(cfg.pattern)
     scanned = nn.scan(
       Group,

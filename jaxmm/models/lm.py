@@ -409,13 +409,7 @@ def generate(
     config=sampling,
     grow=decode.grown_cache,
   )
-  return ids if stop_id is None else ended(ids, stop_id)
-
-
-def ended(ids_BL: jax.Array, stop_id: int) -> jax.Array:
-  """The rows with `stop_id` in place of everything that follows their first one."""
-  is_stop = (ids_BL == stop_id).astype(jnp.int32)
-  return jnp.where(jnp.cumsum(is_stop, axis=1) > is_stop, stop_id, ids_BL)
+  return ids if stop_id is None else decoding.ended(ids, stop_id)
 
 
 @dataclasses.dataclass(frozen=True)

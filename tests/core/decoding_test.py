@@ -171,3 +171,19 @@ def test_rows_that_do_not_fit_are_named():
       key_B=jax.random.split(jax.random.key(0), 2),
       config=SamplingConfig(guidance_scale=2.0),
     )
+
+
+def test_nothing_but_the_stop_token_follows_the_stop_token():
+  ids = jnp.array([[4, 7, 1, 7, 2], [7, 3, 3, 3, 3], [1, 2, 3, 4, 7], [1, 1, 1, 1, 1]])
+  expected = [[4, 7, 7, 7, 7], [7] * 5, [1, 2, 3, 4, 7], [1] * 5]
+  np.testing.assert_array_equal(decoding.ended(ids, 7), expected)
+
+
+def test_rows_may_be_at_tokens_of_different_numbers(logits):
+  keys, config = jax.random.split(jax.random.key(3), 3), SamplingConfig()
+  several = decoding.next_ids(jnp.asarray(logits), jnp.array([4, 0, 7]), keys, config)
+  for row, index in enumerate((4, 0, 7)):
+    alone = decoding.next_ids(
+      jnp.asarray(logits[row : row + 1]), index, keys[row : row + 1], config
+    )
+    assert several[row] == alone[0]

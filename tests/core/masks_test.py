@@ -17,6 +17,13 @@ def test_causal_and_window_draw_what_they_say():
     masks.Window(0)
 
 
+def test_patches_see_the_end_of_the_one_before():
+  overlap = masks.PatchOverlap(2, 1)
+  assert rows(overlap, 4) == [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]]
+  # The second patch alone, with the key that stands before it.
+  assert rows(masks.Shifted(masks.Causal(), 1), 2, 3) == [[[1, 1, 0], [1, 1, 1]]]
+
+
 def test_prefix_is_seen_by_all_and_sees_both_ways():
   prefix = masks.PrefixLM(jnp.array([2, 0]))
   assert rows(prefix, 3) == [[[1, 1, 0], [1, 1, 0], [1, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]

@@ -184,6 +184,49 @@ def test_dropout_follows_the_example_not_its_row(dropped):
   assert np.abs(np.asarray(other) - hidden).max() > 0.1
 
 
+@pytest.mark.parametrize('back', [1, 3])
+def test_pieces_that_overlap_are_a_sequence_with_a_mask(back):
+  size, pieces = 3, 4
+  config = dataclasses.replace(SMALL, depth=3, dropout=0.0)
+  x = jnp.asarray(np.random.default_rng(4).standard_normal((B, pieces * size, D)), jnp.float32)
+  model, whole = Stack(config), masks.PatchOverlap(size, back)
+  flat = positions.rotary_1d(jnp.arange(pieces * size), config.head_width)
+  init = jax.jit(lambda key: model.init(key, x, mask=whole, rotary=flat))
+  params = random_params(init(jax.random.key(0)))
+  keys = jnp.arange(back + size)
+  # The first piece of each sequence has nothing before it.
+  exists = (jnp.arange(B * pieces) % pieces > 0)[:, None] | (keys >= back)
+  seen = masks.Segments(jnp.ones_like(exists, jnp.int32), exists.astype(jnp.int32))
+
+  def folded(params, x):
+    return model.apply(
+      params,
+      x.reshape(B * pieces, size, D),
+      mask=masks.Shifted(masks.Causal() & seen, back),
+      rotary=positions.rotary_1d(keys, config.head_width),
+      overlap=transformer.Overlap(back, pieces),
+    ).reshape(x.shape)
+
+  def loss(function):
+    weighted = lambda p, x: jnp.sum(function(p, x) * jnp.cos(jnp.arange(x.size)).reshape(x.shape))
+    return jax.jit(jax.value_and_grad(weighted, (0, 1)))(params, x)
+
+  expected = loss(lambda p, x: model.apply(p, x, mask=whole, rotary=flat))
+  close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3)
+  jax.tree.map(close, loss(folded), expected)
+
+
+def test_initial_weights_can_be_cut():
+  config = dataclasses.replace(SMALL, width=64, hidden=64, init_std=0.01, init_cut=2.0)
+  x = jnp.ones((1, 2, 64))
+  params = nn.unbox(Stack(config).init(jax.random.key(0), x, mask=masks.Causal()))
+  kernels = [a for a in jax.tree.leaves(params) if a.ndim > 2]
+  assert len(kernels) == 7 and all(0.018 < np.abs(a).max() <= 0.02 for a in kernels)
+  for change in (dict(init_cut=0.0), dict(init_std=None, init_cut=2.0)):
+    with pytest.raises(ConfigError, match='StackConfig.init_cut is .* expected a cut'):
+      dataclasses.replace(SMALL, **change)
+
+
 @pytest.mark.parametrize(
   'change, message',
   [

@@ -29,6 +29,16 @@ ARGUMENTS = {
   'crt/imagenet256.py': ('crt', 'baseline', 'crt_131k', 'B', 'L', 'XL', 'XXL', '3B'),
   'dbp/mini.py': ('',),
   'lm/mini.py': ('',),
+  'megabyte/mini.py': ('',),
+  'megabyte/paper.py': (
+    'text-758M-262M',
+    'text-350M-290M',
+    'text-1.3B-218M',
+    'imagenet64-2.7B-350M',
+    'image256-125M-125M',
+    'image640-125M-83M',
+    'audio-350M-125M',
+  ),
 }
 SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]
 
@@ -138,5 +148,5 @@ def test_the_first_argument_is_the_default(file):
 
 @pytest.mark.parametrize('file', [f for f, args in ARGUMENTS.items() if len(args) > 1])
 def test_an_unknown_argument_names_the_known_ones(file):
-  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*crt'):
+  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*{ARGUMENTS[file][0]}'):
     configs.load_config(f'{ROOT}/{file}:crtt')

@@ -257,12 +257,6 @@ def test_a_row_is_drawn_from_its_own_prompt_and_key(params):
   assert together.min() >= 0 and together.max() < V and len({tuple(r) for r in together}) == 4
 
 
-def test_nothing_but_the_stop_token_follows_the_stop_token():
-  ids = jnp.array([[4, 7, 1, 7, 2], [7, 3, 3, 3, 3], [1, 2, 3, 4, 7], [1, 1, 1, 1, 1]])
-  expected = [[4, 7, 7, 7, 7], [7] * 5, [1, 2, 3, 4, 7], [1] * 5]
-  np.testing.assert_array_equal(lm.ended(ids, 7), expected)
-
-
 def test_logits_are_the_same_under_every_rule_table(params, batch, logits_of):
   expected = logits_of(params, batch['ids_BL'], batch['segment_BL'])
   mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))

@@ -1,0 +1,1 @@
+"""MEGABYTE (`jaxmm.models.megabyte`) on bytes: configs."""
