@@ -51,6 +51,7 @@ class Models:
     measure: what is measured beside the Task's evaluations; None for nothing.
     measure_settings: all that `measure` depends on, JSON values.
     prepared: data that is made first; None where all of it is there.
+    names: `{arm: {metric: as the study calls it}}`, where Tasks call one thing by two names.
   """
 
   arms: Mapping[str, Mapping[str, Any]]
@@ -58,6 +59,7 @@ class Models:
   measure: Measure | None = None
   measure_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   prepared: Prepared | None = None
+  names: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def add_stages(study: Study, plan: Models) -> None:
@@ -129,8 +131,10 @@ def measurements(study: Study, plan: Models) -> dict[str, dict[int, dict[str, fl
     values = dict(study.result(f'seed-{seed}/{arm}/model'))
     if plan.measure is not None:
       values |= study.result(f'seed-{seed}/{arm}/measures')
-    numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
-    out.setdefault(arm, {})[seed] = numbers
+    names = plan.names.get(arm, {})
+    out.setdefault(arm, {})[seed] = {
+      names.get(name, name): v for name, v in values.items() if isinstance(v, (int, float))
+    }
   return out
 
 

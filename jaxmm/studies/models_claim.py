@@ -31,12 +31,14 @@ class Arm:
     equal_to: the arm whose training FLOPs it spends as well, by its number of steps; '' keeps the
       config's.
     data: `(data_path or None) -> settings` that name its data, where it need not be made.
+    names: `{metric: as the claim calls it}`, where Tasks call one thing by two names.
   """
 
   config: str
   settings: tuple[str, ...] = ()
   equal_to: str = ''
   data: Callable[[pathlib.Path | None], Sequence[str]] = lambda path: ()
+  names: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +125,7 @@ def planned(
     claim.measure,
     claim.measure_settings,
     claim.prepared(path, scale) if claim.prepared else None,
+    {name: arm.names for name, arm in claim.arms.items()},
   )
   for config in plan.arms.values():
     for section, train in (('data', True), ('eval_data', False)):
