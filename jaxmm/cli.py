@@ -285,10 +285,16 @@ def _reconstruct(options) -> int:
 def _add_sample(verbs):
   p = _verb(
     verbs, 'sample', _sample,
-    'Samples images from an image model and writes them as a grid (and as an array).',
-    'jaxmm sample --run runs/mini-lm --num 64 --guidance 2.0 --output samples.png',
+    'Samples images from an image model and writes them as a grid (and as an array), or goes on '
+    'writing from a prompt with a model of text or bytes.',
+    'jaxmm sample --run runs/mini-lm --num 64 --guidance 2.0 --output samples.png\n  '
+    'jaxmm sample --run runs/bytes --prompt "Once upon a time" --length 400',
   )  # fmt: skip
-  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='an image model run')
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of such a model')
+  p.add_argument(
+    '--prompt', nargs='+', metavar='TEXT', help='of a model of text: what it goes on from'
+  )
+  p.add_argument('--length', type=int, default=256, metavar='N', help='new bytes or tokens of text')
   p.add_argument(
     '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
   )
@@ -315,11 +321,15 @@ def _add_sample(verbs):
   )
   p.add_argument('--greedy', action='store_true', help='always the likeliest code')
   p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
-  p.add_argument('--output', required=True, metavar='FILE.png')
+  p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
 
 
 def _sample(options) -> int:
+  if options.prompt is not None:
+    return _sample_texts(options)
+  if not options.output:
+    raise ConfigError('--output FILE.png is needed for images; for text give a --prompt')
   from jaxmm.studies import pictures
 
   print(
@@ -339,6 +349,30 @@ def _sample(options) -> int:
       greedy=options.greedy,
     )
   )
+  return 0
+
+
+def _sample_texts(options) -> int:
+  from jaxmm.studies import texts
+
+  given = {'labels': options.labels, 'tokenizer': options.tokenizer, 'array': options.array}
+  for name, value in given.items():
+    if value is not None:
+      raise ConfigError(f'--{name} is of images, but there is a --prompt; leave one of them out')
+  done = texts.sample(
+    options.model,
+    options.prompt,
+    length=options.length,
+    output=options.output,
+    seed=options.seed,
+    show=lambda text: print(text, end='', flush=True),
+    temperature=options.temperature,
+    top_k=options.top_k,
+    top_p=options.top_p,
+    guidance_scale=options.guidance,
+    greedy=options.greedy,
+  )
+  print(done, file=sys.stderr)
   return 0
 
 

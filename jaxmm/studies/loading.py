@@ -5,7 +5,6 @@ Axes: B batch, L codes of an image, Y X rows and columns, C channels, D latent w
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import os
@@ -25,34 +24,15 @@ from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.data.array_store import ArrayStore
 from jaxmm.evaluate.images import to_pixels
-from jaxmm.models import image_lm
+from jaxmm.models import image_lm, lm, megabyte
 from jaxmm.studies import run
-from jaxmm.task import Task, example_keys
+from jaxmm.studies.loaded import LoadedRun
+from jaxmm.studies.loaded_text import LoadedLm, LoadedMegabyte
+from jaxmm.task import example_keys
 from jaxmm.tokenizers import taesd, vae_task, vqgan_task
 from jaxmm.tokenizers.autoencoder import check_latents
 from jaxmm.tokenizers.latent_scale import LatentScale
 from jaxmm.tokenizers.vqgan import Vqgan, VqganConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedRun:
-  """A run's config, Task and parameters.
-
-  Attributes:
-    directory: the run directory.
-    config: its settings, plain dicts.
-    task: the Task they describe.
-    step: of the checkpoint that was read.
-    variables: `{'params': ..., other collections}`, on all devices.
-    weights: which parameters these are: 'params', or 'ema', their average.
-  """
-
-  directory: pathlib.Path
-  config: Mapping[str, Any]
-  task: Task
-  step: int
-  variables: Mapping[str, Any]
-  weights: str = 'params'
 
 
 class LoadedTokenizer(LoadedRun):
@@ -239,8 +219,8 @@ def load(
     weights: 'params', 'ema', or 'auto': the average where the run kept one.
 
   Returns:
-    LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), or LoadedRun for
-    other Tasks.
+    LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), LoadedLm or
+    LoadedMegabyte (write), or LoadedRun for other Tasks.
 
   Raises:
     ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.
@@ -268,6 +248,8 @@ def load(
     vae_task.VaeTask: LoadedAutoencoder,
     taesd.TaesdTask: LoadedAutoencoder,
     image_lm.ImageLmTask: LoadedImageLm,
+    lm.LmTask: LoadedLm,
+    megabyte.MegabyteTask: LoadedMegabyte,
   }
   return kinds.get(type(task), LoadedRun)(directory, config, task, step, variables, weights)
 

@@ -1,0 +1,120 @@
+"""Trained models of text and of bytes, as objects that write on from a prompt.
+
+Axes: B prompts, N positions of a prompt.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmm import config as configs
+from jaxmm.config import ConfigError
+from jaxmm.core.decoding import SamplingConfig
+from jaxmm.models import lm, megabyte_generation
+from jaxmm.studies.loaded import LoadedRun
+from jaxmm.task import example_keys
+from jaxmm.tokenizers import text
+
+# Prompts of a language model are padded to its multiples, so that few lengths are compiled.
+_PROMPT_BUCKET = 64
+
+
+class LoadedText(LoadedRun):
+  """A trained model that goes on writing."""
+
+  def stream(
+    self, prompts: Sequence[bytes | str], length: int, *, seed: int = 0, **sampling: Any
+  ) -> Iterator[list[bytes]]:
+    """What follows each prompt, piece by piece as it is drawn; a text that has ended has no more.
+
+    What a prompt gets hangs on it, its place among the prompts and the seed, on no other prompt.
+
+    Args:
+      prompts: strings (their UTF-8 bytes) or bytes.
+      length: of what is new, in bytes or, of a model of tokens, in tokens.
+      seed: of what is drawn.
+      **sampling: of `SamplingConfig`, without guidance.
+
+    Raises:
+      ConfigError: prompts or a length that the model's context does not hold, or such settings.
+    """
+    settings = configs.from_mapping(SamplingConfig, sampling, 'sampling')
+    given = [p.encode() if isinstance(p, str) else bytes(p) for p in prompts]
+    if not given:
+      raise ConfigError('there is no prompt; an empty one, "", is one')
+    if length < 1:
+      raise ConfigError(f'length is {length}, expected at least 1')
+    key_B = example_keys(jax.random.key(seed), np.arange(len(given), dtype=np.uint32))
+    yield from self._stream(given, length, key_B, settings)
+
+  def write(
+    self, prompts: Sequence[bytes | str], length: int, *, seed: int = 0, **sampling: Any
+  ) -> list[bytes]:
+    """What follows each prompt, whole; see `stream`."""
+    pieces = list(self.stream(prompts, length, seed=seed, **sampling))
+    return [b''.join(piece[i] for piece in pieces) for i in range(len(prompts))]
+
+  def _stream(self, given, length, key_B, sampling) -> Iterator[list[bytes]]:
+    raise NotImplementedError
+
+
+class LoadedMegabyte(LoadedText):
+  """A trained MEGABYTE; it writes a patch at a time."""
+
+  @functools.cached_property
+  def _layout(self):
+    make = jax.jit(megabyte_generation.decode_params, static_argnums=1)
+    return make(self.variables['params'], self.task.config)
+
+  def _stream(self, given, length, key_B, sampling):
+    config = self.task.config
+    if config.vocab_size > 256:
+      raise ConfigError(f'model.vocab_size is {config.vocab_size}; only bytes can be written')
+    pieces = megabyte_generation.stream(
+      self._layout, self.variables['params'], config, given, key_B, sampling, length
+    )
+    for rows in pieces:
+      yield [row.tobytes() for row in rows]
+
+
+class LoadedLm(LoadedText):
+  """A trained language model over bytes or the tokens of its run's tokenizer."""
+
+  def _stream(self, given, length, key_B, sampling):
+    config, data = self.task.config, self.config['data'].get('text', {})
+    tokenizer = data.get('tokenizer', 'bytes')
+    trained = None if tokenizer == 'bytes' else text.load(tokenizer)
+    encode = list if trained is None else lambda prompt: trained.encode(prompt.decode())
+    before = [] if data.get('bos_id') is None else [data['bos_id']]
+    rows = [[*before, *encode(prompt)] for prompt in given]
+    if not all(rows):
+      raise ConfigError(
+        'a prompt is empty, and this model was trained without data.text.bos_id, so it needs a '
+        'first token; give a prompt'
+      )
+    longest = max(map(len, rows))
+    room = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, config.length - length)
+    prompt_BN, length_B = lm.prompts(rows, max(room, longest))
+    draw = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
+    params = self.variables['params']
+    layout = jax.jit(lm.decode_params, static_argnums=1)(params, config)
+    eos = data.get('eos_id')
+    ids = np.asarray(
+      draw(
+        layout, params, prompt_BP=prompt_BN, length_B=length_B, key_B=key_B, config=config,
+        sampling=sampling, num_tokens=length, stop_id=eos,
+      )
+    )  # fmt: skip
+    yield [_bytes(row if eos is None else row[np.cumsum(row == eos) == 0], trained) for row in ids]
+
+
+def _bytes(ids: np.ndarray, trained) -> bytes:
+  """The text of ids; of a byte model special ids have none."""
+  if trained is None:
+    return ids[ids < 256].astype(np.uint8).tobytes()
+  return trained.decode(ids.tolist(), keep_special=False).encode()
