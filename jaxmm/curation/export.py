@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -69,27 +70,35 @@ def export(
 
 def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dict[str, Any]]:
   columns = (keep.table[name].to_pylist() for name in ('id', 'digest', 'keep', 'reason'))
-  of = {i: (digest, is_kept, reason) for i, digest, is_kept, reason in zip(*columns)}
-  errors, seen = _errors(keep) if dropped else {}, 0
+  of = {row[0]: (number, *row[1:]) for number, row in enumerate(zip(*columns))}
+  errors, is_seen_N = _errors(keep) if dropped else {}, np.zeros(len(of), bool)
   for shard in corpus.shards(inputs):
     for example in corpus.examples(shard, inputs):
-      if example.id not in of or of[example.id][0] != kept.digest(example.id, example.content):
-        what = 'is another now' if example.id in of else 'is not in it'
-        raise ConfigError(
-          f'the keep-list belongs to another corpus: example {example.id!r} {what}; give the '
-          'inputs and fields it was made with'
-        )
-      seen += 1
-      _, is_kept, reason = of[example.id]
+      if example.id not in of:
+        raise _other_corpus(f'example {example.id!r} is not in it')
+      number, digest, is_kept, reason = of[example.id]
+      if is_seen_N[number]:
+        raise _other_corpus(f'example {example.id!r} comes more than once in the inputs')
+      if digest != kept.digest(example.id, example.content):
+        raise _other_corpus(f'example {example.id!r} is another now')
+      is_seen_N[number] = True
       if is_kept != dropped:
         record = _record(example)
         yield (
           _explained(record, reason, errors.get(example.id, example.error)) if dropped else record
         )
-  if seen != len(of):
-    raise ConfigError(
-      f'the keep-list belongs to another corpus: it has {len(of)} examples, the inputs {seen}'
+  if not is_seen_N.all():
+    first = keep.table['id'][int(np.argmin(is_seen_N))].as_py()
+    raise _other_corpus(
+      f'{int((~is_seen_N).sum()):,} of its {len(of):,} examples are not in the inputs, the first '
+      f'{first!r}'
     )
+
+
+def _other_corpus(what: str) -> ConfigError:
+  return ConfigError(
+    f'the keep-list belongs to another corpus: {what}; give the inputs and fields it was made with'
+  )
 
 
 def _errors(keep: KeepList) -> dict[str, str]:

@@ -85,3 +85,25 @@ def test_a_folder_is_no_file(given, tmp_path):
   (tmp_path / 'out.jsonl').mkdir()
   with pytest.raises(ConfigError, match='which is a folder'):
     export.export(*given, tmp_path / 'out.jsonl', echo=None)
+
+
+@pytest.mark.parametrize('dropped', [False, True])
+@pytest.mark.parametrize(
+  ('order', 'message'),
+  [
+    ([1, 1, 2, 3, 4, 5], "'d1' comes more than once in the inputs"),
+    ([0, 1, 2, 3, 4, 5, 5], "'d5' comes more than once in the inputs"),
+    ([1, 2, 4, 5], "2 of its 6 examples are not in the inputs, the first 'd0'"),
+    ([0, 1, 2, 3, 4, 5, 6], "'d6' is not in it"),
+  ],
+)
+def test_every_example_of_the_list_comes_once(tmp_path, order, message, dropped):
+  line = lambda n: json.dumps({'id': f'd{n}', 'text': 'x' * (n + 1)})
+  inputs = corpus_of(tmp_path / 'in.jsonl', map(line, range(6)))
+  config = long_files.LongFilesConfig(max_tokens=4)
+  keep = long_files.run(inputs, config, tmp_path / 'work', echo=None)
+  corpus_of(tmp_path / 'in.jsonl', map(line, order))
+  before = sorted(os.listdir(tmp_path))
+  with pytest.raises(ConfigError, match=message):
+    export.export(inputs, keep, tmp_path / 'out.jsonl', dropped=dropped, echo=None)
+  assert sorted(os.listdir(tmp_path)) == before
