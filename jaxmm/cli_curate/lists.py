@@ -86,7 +86,9 @@ def _report(options) -> int:
 def _add_export(methods, verb) -> None:
   p = verb(
     methods, 'export', _export,
-    'Writes the examples that a keep-list keeps, or those that it drops, with the reason.',
+    'Writes the examples that a keep-list keeps, or those that it drops, with the reason. What\n'
+    'cannot be read has the reason `unreadable`; KEEP.parquet.rejects.jsonl, which every method\n'
+    'writes where there is such, names these alone.',
     'jaxmm curate export keep.parquet --input corpus/*.jsonl.gz --id-field id \\\n'
     '    --output kept.jsonl.gz',
   )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import os
 import shutil
@@ -209,10 +210,13 @@ def written(keep, options) -> int:
     RunError: it keeps nothing.
   """
   from jaxmm.config import RunError
-  from jaxmm.curation import keep_list
+  from jaxmm.curation import keep_list, rejects
 
   keep_list.write(keep, options.output)
   say(keep, options.output)
+  named = rejects.write(keep, options.output)
+  if named is not None:
+    print(f'  {named} names each that is unreadable, and why')
   if not keep.num_kept:
     raise RunError(
       f'nothing is kept: of {len(keep):,} examples all are dropped, for the reasons above'
@@ -239,12 +243,8 @@ def say(keep, path) -> None:
 
 def _most_frequent_error(keep) -> str:
   """Most often of one cause: a field that is named otherwise."""
-  columns = [name for name in keep.table.column_names if name.split('.')[-1] == 'error']
-  counts: dict[str, int] = {}
-  for name in columns:
-    for error in keep.table[name].drop_null().to_pylist():
-      counts[error] = counts.get(error, 0) + 1
+  counts = collections.Counter(keep.errors().values())
   if not counts:
     return ''
-  error, number = max(counts.items(), key=lambda item: item[1])
+  ((error, number),) = counts.most_common(1)
   return f' (such as, {number:,} times: {error})'

@@ -106,7 +106,7 @@ def run(
   meta = {'identity': dict(embedder.identity), 'fingerprint': keep_list.fingerprint(digest_N)}
   meta['order'] = _order_digest(digest_N)
   embeddings.check_same(directory, meta)
-  batch_job.run(
+  store = batch_job.run(
     sorted_pass,
     lambda variables, batch: {'x': embedder.encode(variables, batch).astype(np.float32)},
     directory / embeddings.VECTORS,
@@ -119,6 +119,8 @@ def run(
     restored=sorted_pass.restored,
     echo=echo,
   )
+  if jax.process_index() == 0:
+    examples = sorted_pass.explained(examples, store.read(batch_job.VALID))
   return _finished(directory, examples, embedder.identity, echo)
 
 
@@ -224,6 +226,23 @@ class SortedPass:
         out[name][row_R] = values
       pieces = []
       yield low, out
+
+  def explained(self, examples: pa.Table, valid_N: np.ndarray) -> pa.Table:
+    """The listed examples with the error of each that turned out to be damaged.
+
+    Their files are read again: the batches that met them may be of a run that was stopped.
+    """
+    is_damaged_N = (examples['reason'].to_numpy() == '') & ~valid_N
+    if not is_damaged_N.any():
+      return examples
+    error_N = examples['error'].to_numpy().astype(object)
+    for shard, start, end in zip(self._files, self._start_F, self._start_F[1:]):
+      if is_damaged_N[start:end].any():
+        for row, example in enumerate(corpus.examples(shard, self._config), start):
+          if row < end and is_damaged_N[row]:
+            error_N[row] = self._inputs.error(example)
+    at = examples.column_names.index('error')
+    return examples.set_column(at, 'error', pa.array(error_N, pa.string()))
 
   def _examples(self, first: int) -> Iterator[Example]:
     """The corpus's examples from one on, compared with what was listed."""

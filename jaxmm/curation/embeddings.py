@@ -85,6 +85,7 @@ class Embeddings:
       array.
     reason_N: why a row cannot be used; '' where it can.
     identity: JSON values that say what made the vectors.
+    error_N: what is wrong with an example that cannot be read, '' for the others; None for no such.
   """
 
   ids: pa.Array
@@ -92,6 +93,7 @@ class Embeddings:
   x_ND: Rows | np.ndarray
   reason_N: np.ndarray
   identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  error_N: np.ndarray | None = None
 
   def __post_init__(self):
     lengths = [len(self.ids), len(self.digest_N), len(self.x_ND), len(self.reason_N)]
@@ -326,6 +328,7 @@ def read(directory: str | os.PathLike) -> Embeddings:
     Rows(_StoreField(store, 'x'), np.array(table['norm'].to_numpy(), np.float64)),
     table['reason'].to_numpy().astype(object),
     json.loads(raw)['identity'],
+    table['error'].to_numpy().astype(object),
   )
 
 
@@ -347,5 +350,6 @@ def write(
     writer.write_shard(shard, {'x': x_ND, 'valid': usable_N[piece]})
   columns = {'id': embeddings.ids, 'digest': pa.array(embeddings.digest_N)}
   columns['reason'] = pa.array(embeddings.reason_N, pa.string())
-  columns['error'] = pa.array([''] * len(embeddings), pa.string())
+  error_N = np.full(len(embeddings), '') if embeddings.error_N is None else embeddings.error_N
+  columns['error'] = pa.array(error_N, pa.string())
   return finish(directory, pa.table(columns), identity)

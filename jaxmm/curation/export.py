@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmm.config import ConfigError
@@ -71,7 +70,7 @@ def export(
 def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dict[str, Any]]:
   columns = (keep.table[name].to_pylist() for name in ('id', 'digest', 'keep', 'reason'))
   of = {row[0]: (number, *row[1:]) for number, row in enumerate(zip(*columns))}
-  errors, is_seen_N = _errors(keep) if dropped else {}, np.zeros(len(of), bool)
+  errors, is_seen_N = keep.errors() if dropped else {}, np.zeros(len(of), bool)
   for shard in corpus.shards(inputs):
     for example in corpus.examples(shard, inputs):
       if example.id not in of:
@@ -99,16 +98,6 @@ def _other_corpus(what: str) -> ConfigError:
   return ConfigError(
     f'the keep-list belongs to another corpus: {what}; give the inputs and fields it was made with'
   )
-
-
-def _errors(keep: KeepList) -> dict[str, str]:
-  """By id, as the methods found them."""
-  out: dict[str, str] = {}
-  for name in keep.table.column_names:
-    if name.split('.')[-1] == 'error':
-      rows = keep.table.filter(pc.is_valid(keep.table[name]))
-      out |= dict(zip(rows['id'].to_pylist(), rows[name].to_pylist()))
-  return out
 
 
 def _explained(record: Mapping[str, Any], reason: str, error: str) -> dict[str, Any]:

@@ -99,6 +99,15 @@ class KeepList:
     counts = {c['values']: c['counts'] for c in dropped.value_counts().to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
+  def errors(self) -> dict[str, str]:
+    """What is wrong with the examples that cannot be read, by id, as the methods found it."""
+    out: dict[str, str] = {}
+    for name in self.table.column_names:
+      if name.split('.')[-1] == 'error':
+        rows = self.table.filter(pc.is_valid(self.table[name]))
+        out |= dict(zip(rows['id'].to_pylist(), rows[name].to_pylist()))
+    return out
+
   def header(self) -> dict[str, Any]:
     """What the file says of itself."""
     return {

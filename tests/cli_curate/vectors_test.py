@@ -50,6 +50,7 @@ def test_each_verb_writes_a_list_of_all_examples(given, tmp_path, words, kept, c
   assert len(keep) == NUM + 2 and keep.num_kept == kept
   assert keep.reasons()['unreadable'] == keep.reasons()['empty'] == 1
   assert f'{kept} of {NUM + 2} examples kept ({words[0]})' in capsys.readouterr().out
+  assert list(keep.errors()) == ['in.jsonl:81']
 
 
 def test_memory_is_planned_before_vectors_are_loaded(given, tmp_path, monkeypatch, capsys):
@@ -82,6 +83,32 @@ def test_a_list_follows_another_and_is_shown_and_exported(given, tmp_path):
   out = tmp_path / 'kept.jsonl'
   assert cli.main(['curate', 'export', keep, *given[0], '--output', str(out)]) == 0
   assert len(out.read_text().splitlines()) == 30
+
+
+def test_what_is_unreadable_is_named_in_a_file_by_any_method(given, tmp_path, capsys):
+  semdedup = ('semdedup', '--prefer', 'hard', '--eps', '0.001')
+  keep = curated(given, tmp_path, *semdedup)
+  said = capsys.readouterr().out
+  named = tmp_path / 'keep.parquet.rejects.jsonl'
+  assert f'{named} names each that is unreadable' in said
+  assert '1 dropped: unreadable (such as, 1 times: JSONDecodeError' in said
+  (row,) = map(json.loads, named.read_text().splitlines())
+  assert row == {'id': 'in.jsonl:81', 'reason': 'unreadable', 'error': row['error']}
+  assert row['error'] == keep.errors()['in.jsonl:81'] and 'JSONDecodeError' in row['error']
+  out = tmp_path / 'dropped.jsonl'
+  words = ['export', str(tmp_path / 'keep.parquet'), *given[0], '--dropped', '--output', str(out)]
+  assert cli.main(['curate', *words]) == 0
+  rows = {row['id']: row for row in map(json.loads, out.read_text().splitlines())}
+  assert rows['in.jsonl:81']['error'] == row['error'] and rows['e']['error'] == ''
+  (given[1].parent / 'good.jsonl').write_text('{"id": "a", "text": "b"}\n')
+  words = [
+    '--input',
+    str(given[1].parent / 'good.jsonl'),
+    '--output',
+    str(tmp_path / 'keep.parquet'),
+  ]
+  assert cli.main(['curate', 'minhash', *words]) == 0
+  assert not named.exists()
 
 
 def test_clusters_go_on_to_scip(given, tmp_path):

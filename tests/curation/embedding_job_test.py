@@ -17,9 +17,12 @@ from PIL import Image
 
 from jaxmm import sharding
 from jaxmm.config import ConfigError
-from jaxmm.curation import embedding_job, embeddings, runners
+from jaxmm.curation import embedding_job, embeddings, runners, semdedup, vectors
 from jaxmm.curation.embedding_inputs import ImageInputs, TextInputs, reason, text_lengths
 from jaxmm.curation.embedding_job import Embedder
+from jaxmm.curation.kmeans import KMeansConfig
+from jaxmm.curation.semdedup import SemDedupConfig
+from jaxmm.curation.stages import Stages
 from jaxmm.data.corpus import CorpusConfig, Example
 from jaxmm.studies import encoders
 from tests.bert_folder import write_bert
@@ -318,6 +321,15 @@ def test_pictures_of_any_size_and_damaged_ones(tmp_path):
   found = job(CorpusConfig((str(folder),)), tmp_path / 'out', what)
   assert found.ids.to_pylist() == [f'{i}.png' for i in range(5)]
   assert found.reason_N.tolist() == ['', '', '', 'unreadable', 'empty']
+  assert 'truncated' in found.error_N[3] and found.error_N[[0, 1, 2, 4]].tolist() == [''] * 4
+  # A run that finds the vectors there, but was stopped before it wrote what it found.
+  (tmp_path / 'out' / 'examples.parquet').unlink()
+  again = job(CorpusConfig((str(folder),)), tmp_path / 'out', what)
+  assert again.error_N.tolist() == found.error_N.tolist()
+  keep = semdedup.run(
+    vectors.of_embeddings(found), SemDedupConfig('hard', eps=0.1), KMeansConfig(1), Stages()
+  )
+  assert keep.errors() == {'3.png': found.error_N[3]}
   with Image.open(folder / '0.png') as picture:
     raw = np.asarray(picture).reshape(-1).astype(np.float64) @ weight
   np.testing.assert_allclose(found.x_ND[0], raw / np.linalg.norm(raw), atol=1e-5)
