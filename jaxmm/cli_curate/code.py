@@ -104,7 +104,8 @@ def add_scip(methods, verb) -> None:
     required=True,
     metavar='FILE.parquet',
     help='what `jaxmm curate cluster` wrote: id, cluster, distance (1 - cosine to the centroid) of '
-    'every example that can be read',
+    'every example that can be read, and digest, which shows clusters of other data; in a file of '
+    'your own that may be absent',
   )
   p.add_argument(
     '--direction',

@@ -248,7 +248,7 @@ def _add_cluster(methods, verb) -> None:
     'k-means alone: of every example with a vector its cluster, and the distance to the centroid.',
     'jaxmm curate cluster --vectors vectors --clusters 100 --output clusters.parquet',
   )  # fmt: skip
-  _vectors(p, 'id, cluster and distance, as `scip --clusters` reads them')
+  _vectors(p, 'id, digest, cluster and distance, as `scip --clusters` reads them')
 
 
 def _cluster(options) -> int:
@@ -260,6 +260,7 @@ def _cluster(options) -> int:
   table = pa.table(
     {
       'id': of.ids.take(pa.array(of.usable_U)),
+      'digest': of.digest_N[of.usable_U],
       'cluster': found.cluster_N,
       'distance': found.distance_N,
     }

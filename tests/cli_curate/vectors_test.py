@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jaxmm import cli
@@ -111,12 +112,25 @@ def test_what_is_unreadable_is_named_in_a_file_by_any_method(given, tmp_path, ca
   assert not named.exists()
 
 
-def test_clusters_go_on_to_scip(given, tmp_path):
+def test_clusters_go_on_to_scip(given, tmp_path, capsys):
   out = tmp_path / 'clusters.parquet'
   words = ['--vectors', str(given[1]), '--clusters', '4', '--output', str(out)]
   assert cli.main(['curate', 'cluster', *words]) == 0
   table = read_clusters(out)
   assert len(table) == NUM and set(table['cluster'].to_pylist()) == {0, 1, 2, 3}
+  scip = ['curate', 'scip', '--direction', 'easy', '--keep', '0.5', '--clusters', str(out)]
+  scip += ['--output', str(tmp_path / 'k.parquet')]
+  assert cli.main([*scip, *given[0]]) == 0 and 'no column' not in capsys.readouterr().out
+  assert keep_list.read(tmp_path / 'k.parquet').num_kept == 40
+  lines = (given[1].parent / 'in.jsonl').read_text().replace('text number 7"', 'another"')
+  (tmp_path / 'other.jsonl').write_text(lines)
+  other = ['--input', str(tmp_path / 'other.jsonl'), '--id-field', 'id']
+  assert cli.main([*scip, *other]) == 2
+  said = capsys.readouterr().err
+  assert "1 of their examples are others in the inputs, the first 'd07'" in said
+  pq.write_table(pq.read_table(out).drop_columns(['digest']), out)
+  assert cli.main([*scip, *other]) == 0
+  assert "the clusters have no column 'digest', so only the ids" in capsys.readouterr().out
 
 
 def test_nothing_that_is_read_is_written_over(given, tmp_path, capsys):
