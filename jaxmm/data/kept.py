@@ -234,8 +234,8 @@ def kept_source(
     path: the list.
     of: the data, for the errors.
     check_digests: compare records with the list's digests as they are read (see `Compared`), where
-      it has some and the source has `with_contents`; a log line says so where it has not (TFDS,
-      arrays, whose lists are not made of files).
+      it has some and the source has `with_contents`; a log line says so where it has not (arrays
+      in memory, which have no encoded bytes).
 
   Raises:
     ConfigError: the records have no ids, or the list cannot be read, belongs to other data or

@@ -51,8 +51,8 @@ class DataConfig:
     id_field: of an ArrayRecord or text record that holds the id that the list knows it by; '' for
       file and row. Asked for only with a keep-list.
     check_digests: refuse a keep-list of records that have changed since, where it has a column
-      `digest`: texts before training, pictures (files, zips, ArrayRecord) as each is read. TFDS and
-      arrays are known by their ids alone.
+      `digest`: texts before training, pictures (files, zips, ArrayRecord, TFDS) as each is read.
+      Arrays in memory, which have no encoded bytes, are known by their ids alone.
     max_records: use only so many records (of the kept ones), evenly spaced; None for all.
     labels: csv with the classes of pictures; '' takes them from the folders.
     num_classes: class ids must lie below; None does not check.
