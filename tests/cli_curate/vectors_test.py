@@ -7,8 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jaxmm import cli
+from jaxmm.config import from_mapping
 from jaxmm.curation import embeddings, keep_list, vectors
 from jaxmm.curation.scip_job import read_clusters
+from jaxmm.data.pipeline import DataConfig, make_batches
 
 NUM = 80
 
@@ -179,16 +181,22 @@ def test_a_page_of_another_corpus_is_refused(given, tmp_path, capsys):
   assert 'to be shown is in it' in capsys.readouterr().err
 
 
-def test_half_a_surrogate_pair_goes_through(tmp_path, capsys):
+def test_half_a_character_is_unreadable_and_goes_out_as_it_came(tmp_path, capsys):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"id": "a", "text": "one \\ud800 two"}\n{"id": "b", "text": "three"}\n')
   corpus, keep = ['--input', str(path), '--id-field', 'id'], str(tmp_path / 'k.parquet')
   assert cli.main(['curate', 'minhash', *corpus, '--output', keep]) == 0
   assert cli.main(['curate', 'report', keep, *corpus]) == 0
-  out = tmp_path / 'out.jsonl'
-  assert cli.main(['curate', 'export', keep, *corpus, '--output', str(out)]) == 0
-  assert json.loads(out.read_text('utf-8').splitlines()[0])['text'] == 'one \ud800 two'
-  assert cli.main(['curate', 'export', keep, *corpus, '--output', str(tmp_path / 'o.parquet')]) == 2
+  out, export = tmp_path / 'out.jsonl', ['curate', 'export', keep, *corpus, '--dropped', '--output']
+  assert cli.main([*export, str(out)]) == 0
+  (row,) = map(json.loads, out.read_text('utf-8').splitlines())
+  assert row['text'] == 'one \ud800 two' and row['reason'] == 'unreadable'
+  why = "half a character (a lone surrogate, '\\ud800') at place 4 of field 'text'"
+  assert row['error'] == why
+  data = {'name': 'text', 'path': str(path), 'split': 'all', 'max_bad_fraction': 1.0}
+  batches = make_batches(from_mapping(DataConfig, data, 'data'), batch_size=1, seed=0)
+  assert list(batches.source.documents.names) == ['in.jsonl:2']
+  assert cli.main([*export, str(tmp_path / 'o.parquet')]) == 2
   assert 'which Parquet cannot hold' in capsys.readouterr().err
 
 
