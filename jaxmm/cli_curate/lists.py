@@ -97,7 +97,8 @@ def _add_export(methods, verb) -> None:
   p.add_argument(
     '--dropped',
     action='store_true',
-    help='those that are dropped, with fields reason and error; default: the kept ones',
+    help='those that are dropped, with fields id (a string, as in the list), reason and error; a '
+    "record's own of these names becomes record.id, ...; default: the kept ones",
   )
   p.add_argument(
     '--output', required=True, metavar='FILE', help='.jsonl, .jsonl.gz, .parquet or .array_record'

@@ -34,9 +34,10 @@ def export(
 ) -> int:
   """Writes the kept examples, or the dropped ones and why; returns how many.
 
-  Dropped ones have two more fields, `reason` and `error` ('' for what could be read); a field of
-  theirs that is called so moves to `record.reason` or `record.error`. An example that cannot be
-  read has its id and these two, and what of its record there is.
+  Dropped ones have `id`, a string as in the list, and two more fields, `reason` and `error` ('' for
+  what could be read); a field of theirs that is called so moves to `record.id`, `record.reason` or
+  `record.error`, but for the id itself. An example that cannot be read has these three, and what of
+  its record there is.
 
   Args:
     inputs: the corpus that the list was made of.
@@ -82,10 +83,8 @@ def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dic
         raise _other_corpus(f'example {example.id!r} is another now')
       is_seen_N[number] = True
       if is_kept != dropped:
-        record = _record(example)
-        yield (
-          _explained(record, reason, errors.get(example.id, example.error)) if dropped else record
-        )
+        error = errors.get(example.id, example.error)
+        yield _explained(example, reason, error) if dropped else _record(example)
   if not is_seen_N.all():
     first = keep.table['id'][int(np.argmin(is_seen_N))].as_py()
     raise _other_corpus(
@@ -100,9 +99,16 @@ def _other_corpus(what: str) -> ConfigError:
   )
 
 
-def _explained(record: Mapping[str, Any], reason: str, error: str) -> dict[str, Any]:
-  own = {f'record.{name}' if name in ('reason', 'error') else name: v for name, v in record.items()}
-  return own | {'reason': reason, 'error': error}
+def _explained(example: Example, reason: str, error: str) -> dict[str, Any]:
+  """The record and why it is dropped.
+
+  Ids of the corpus may be numbers, and those of broken lines are not, which Parquet cannot mix.
+  """
+  said = {'id': example.id, 'reason': reason, 'error': error}
+  own = {f'record.{n}' if n in said else n: v for n, v in _record(example).items()}
+  if str(own['record.id']) == example.id:
+    del own['record.id']
+  return {'id': example.id} | own | said
 
 
 def _record(example: Example) -> dict[str, Any]:
