@@ -6,10 +6,10 @@ import argparse
 
 from jaxmm.cli_curate.options import (
   corpus,
-  corpus_of,
   output,
   runner_of,
   running,
+  texts_of,
   workdir_of,
   workers,
   written,
@@ -73,7 +73,7 @@ def _long_files(options) -> int:
     options.drop_token_share, options.drop_file_share, options.max_tokens
   )
   keep = long_files.run(
-    corpus_of(options),
+    texts_of(options),
     config,
     workdir_of(options),
     counter=options.tokens,
@@ -144,7 +144,7 @@ def _scip(options) -> int:
     length_bins=options.length_bins,
   )
   keep = scip_job.run(
-    corpus_of(options),
+    texts_of(options),
     scip_job.read_clusters(options.clusters),
     config,
     workdir_of(options),
@@ -189,7 +189,7 @@ def _corrupt(options) -> int:
   kinds = {'kinds': tuple(options.kinds)} if options.kinds else {}
   config = corruptions_job.CorruptionsConfig(**kinds, rate=options.rate, seed=options.seed)
   table = corruptions_job.run(
-    corpus_of(options),
+    texts_of(options),
     config,
     workdir_of(options),
     runner=runner_of(options),

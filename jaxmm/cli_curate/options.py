@@ -26,7 +26,9 @@ def corpus(p: argparse.ArgumentParser, without: str = '') -> None:
     choices=['jsonl', 'parquet', 'webdataset', 'array_record', 'image', 'zip', 'text'],
     help='of all files; default: by the name of each',
   )
-  of.add_argument('--text-field', default='text', metavar='NAME', help='default: %(default)s')
+  of.add_argument(
+    '--text-field', metavar='NAME', help='default: text, or none where --image-field is given alone'
+  )
   of.add_argument('--image-field', default='', metavar='NAME', help='default: none')
   of.add_argument('--id-field', default='', metavar='NAME', help='default: file and row')
   of.add_argument(
@@ -50,15 +52,35 @@ def corpus_of(options):
   """The CorpusConfig of these options."""
   from jaxmm.data.corpus import CorpusConfig
 
+  text_field = options.text_field
+  if text_field is None:
+    text_field = '' if options.image_field else 'text'
   return CorpusConfig(
     tuple(options.input),
     format=options.format,
-    text_field=options.text_field,
+    text_field=text_field,
     image_field=options.image_field,
     id_field=options.id_field,
     suffixes=tuple(options.suffix),
     exclude=tuple(options.exclude),
   )
+
+
+def texts_of(options):
+  """The CorpusConfig of these options, for a verb that reads texts.
+
+  Raises:
+    ConfigError: no field of texts is named, but one of pictures.
+  """
+  from jaxmm.config import ConfigError
+
+  inputs = corpus_of(options)
+  if inputs.image_field and not inputs.text_field:
+    raise ConfigError(
+      f'--image-field is {inputs.image_field!r}, but {options.method} reads texts; name their '
+      'field, too (--text-field text)'
+    )
+  return inputs
 
 
 def at_least(least: int):

@@ -69,12 +69,17 @@ def listed(
     inputs: the corpus.
     kind: 'text', 'image' or 'any': of which an example must have something.
     workdir, runner, echo: see `runners.map_shards`.
+
+  Raises:
+    ConfigError: there is no example, or none that can be read.
   """
+  files = corpus.shards(inputs)
   settings = {'corpus': dataclasses.asdict(inputs), 'kind': kind}
-  return runners.map_shards(
-    listed_file, corpus.shards(inputs), workdir, name='listed', settings=settings,
-    runner=runner, echo=echo,
-  )  # fmt: skip
+  tables = runners.map_shards(
+    listed_file, files, workdir, name='listed', settings=settings, runner=runner, echo=echo
+  )
+  runners.check_some(tables, files)
+  return tables
 
 
 def listed_file(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
 from jaxmm import batch_job, sharding
@@ -84,7 +85,7 @@ def run(
 
   Raises:
     ConfigError: the directory holds vectors of another corpus or encoder, an id that comes twice, a
-      batch that does not fit, or a corpus that changed meanwhile.
+      batch that does not fit, a corpus that changed meanwhile or of which nothing can be read.
   """
   if batch_size < 1 or rows_per_shard % batch_size:
     raise ConfigError(
@@ -96,8 +97,6 @@ def run(
   tables = listed(inputs, embedder.inputs.kind, directory / 'work', runner, echo)
   examples = pa.concat_tables(tables)
   embeddings.check_ids(examples['id'].combine_chunks())
-  if not len(examples):
-    raise ConfigError(f'the corpus {", ".join(inputs.inputs)} holds no example')
   digest_N = examples['digest'].to_numpy()
   sorted_pass = SortedPass(
     corpus.shards(inputs), inputs, [len(t) for t in tables], digest_N, embedder.inputs,
@@ -119,8 +118,11 @@ def run(
     restored=sorted_pass.restored,
     echo=echo,
   )
-  if jax.process_index() == 0:
-    examples = sorted_pass.explained(examples, store.read(batch_job.VALID))
+  valid_N = store.read(batch_job.VALID)
+  examples = sorted_pass.explained(examples, valid_N)
+  if not valid_N.any() and pc.all(pc.greater(pc.binary_length(examples['error']), 0)).as_py():
+    first = examples.slice(0, 1).to_pylist()[0]
+    raise runners.none_readable(len(examples), first['id'], first['error'])
   return _finished(directory, examples, embedder.identity, echo)
 
 

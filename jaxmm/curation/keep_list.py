@@ -47,6 +47,12 @@ _COLUMNS = {
 }
 # Reasons that every method may give.
 UNREADABLE, EMPTY = 'unreadable', 'empty'
+# Why two lists of the same ids have other digests.
+OTHER_FIELDS = (
+  'their ids are the same, but digests are of the fields that were named (or a record has changed '
+  'since): make both with the same --text-field and --image-field, which a method that reads only '
+  'one of the two takes as well'
+)
 _ROW_GROUP = 1 << 18
 # Above so many rows a list is a directory of files.
 ROWS_PER_FILE = 10_000_000
@@ -224,6 +230,8 @@ def then(first: KeepList, second: KeepList) -> KeepList:
         'kept ones: of vectors with --after FIRST, which joins both at once, else from what '
         '`jaxmm curate export FIRST` writes'
       )
+    elif first.table.filter(first.table['keep'])['id'].equals(second.table['id']):
+      mend = OTHER_FIELDS
     else:
       mend = (
         'make it from those: of vectors with --after FIRST, which joins both at once, else from '
@@ -246,13 +254,15 @@ def then(first: KeepList, second: KeepList) -> KeepList:
 
 def _combined(word: str, first: KeepList, second: KeepList, of_both) -> KeepList:
   if first.fingerprint != second.fingerprint:
-    is_after = second.fingerprint == first.kept_fingerprint
-    mend = (
-      f"the second is of what the first keeps, so join them with 'then', not '{word}'"
-      if is_after
-      else 'make both from the same inputs and fields; a list of what another keeps is joined to '
-      "it with 'then'"
-    )
+    if second.fingerprint == first.kept_fingerprint:
+      mend = f"the second is of what the first keeps, so join them with 'then', not '{word}'"
+    elif first.table['id'].equals(second.table['id']):
+      mend = OTHER_FIELDS
+    else:
+      mend = (
+        'make both from the same inputs and fields; a list of what another keeps is joined to it '
+        "with 'then'"
+      )
     raise ConfigError(
       f'the lists of {first.method} ({len(first):,} examples) and {second.method} '
       f'({len(second):,}) are of different corpora; {mend}'

@@ -102,12 +102,14 @@ class Vectors:
     """
     own = keep_list.fingerprint(self.digest_N)
     if keep.fingerprint != own:
-      mend = (
-        'they are of what it keeps: make the list of them alone (without --after), then '
-        '`jaxmm curate combine FIRST then SECOND`'
-        if keep.kept_fingerprint == own
-        else 'embed the corpus that it was made of'
-      )
+      mend = 'embed the corpus that it was made of'
+      if keep.kept_fingerprint == own:
+        mend = (
+          'they are of what it keeps: make the list of them alone (without --after), then '
+          '`jaxmm curate combine FIRST then SECOND`'
+        )
+      elif keep.table['id'].equals(pa.chunked_array([self.ids])):
+        mend = keep_list.OTHER_FIELDS
       raise ConfigError(
         f'the keep-list of {keep.method} is of {len(keep):,} other examples than the '
         f'{len(self):,} vectors; {mend}'

@@ -156,10 +156,23 @@ def test_nothing_that_is_read_is_written_over(given, tmp_path, capsys):
 
 def test_what_was_not_read_says_why(given, tmp_path, capsys):
   corpus, directory = given
-  line = ['curate', 'minhash', *corpus, '--output', str(tmp_path / 'k.parquet')]
-  assert cli.main([*line, '--text-field', 'body']) == 1  # a list that keeps nothing
-  said = capsys.readouterr().out
-  assert "82 dropped: unreadable (such as, 81 times: no text in field 'body'; it has" in said
+  out = tmp_path / 'k.parquet'
+  for verb in (('minhash',), ('long_files', '--max-tokens', '14'), ('text_quality', '--keep', '1')):
+    line = ['curate', *verb, *corpus, '--output', str(out)]
+    assert cli.main(line) == 0
+    before = out.read_bytes()
+    assert cli.main([*line, '--text-field', 'body']) == 2
+    said = capsys.readouterr().err
+    assert "none of the 82 examples of the inputs can be read; the first, 'd00': no text" in said
+    assert "in field 'body'; it has" in said and 'by --text-field, pictures by --image' in said
+    assert out.read_bytes() == before
+    assert cli.main([*line, '--image-field', 'body']) == 2
+    assert f'{verb[0]} reads texts; name their field, too' in capsys.readouterr().err
+  words = ['--encoder', 'brought', '--vectors', str(directory.parent / 'x.npz')]
+  words += ['--output', str(tmp_path / 'v'), '--text-field', 'body']
+  assert cli.main(['curate', 'embed', *corpus, *words]) == 2
+  assert 'none of the 82 examples' in capsys.readouterr().err
+  assert not (tmp_path / 'v' / 'examples.parquet').exists()
   (tmp_path / 'none.jsonl').write_text('')
   for verb in (('minhash',), ('long_files', '--max-tokens', '5')):
     words = ['--input', str(tmp_path / 'none.jsonl'), '--output', str(tmp_path / 'n.parquet')]

@@ -309,6 +309,25 @@ def test_what_an_example_must_have():
   assert reason(broken, 'text') == ('unreadable', 'why')
 
 
+def test_a_corpus_of_which_nothing_can_be_read_is_refused(tmp_path):
+  what = embedder(inputs=ImageInputs(8))
+  with pytest.raises(
+    ConfigError, match="none of the 41 .* 'doc00': it has no image.*--image-field"
+  ):
+    job(write(tmp_path / 'in'), tmp_path / 'out', what)
+  folder = tmp_path / 'pictures'
+  folder.mkdir()
+  for i in range(2):
+    (folder / f'{i}.png').write_bytes(png((8, 8), i)[:60])
+  encode = lambda weight, batch: batch['image_BYXC'].reshape(-1, 192).astype(jnp.float32) @ weight
+  what = embedder(encode=encode, variables=np.ones((192, WIDTH), np.float32), inputs=ImageInputs(8))
+  with pytest.raises(
+    ConfigError, match="none of the 2 .* can be read; the first, '0.png': .*trunc"
+  ):
+    job(CorpusConfig((str(folder),)), tmp_path / 'pictures_out', what)
+  assert not (tmp_path / 'pictures_out' / 'examples.parquet').exists()
+
+
 def test_pictures_of_any_size_and_damaged_ones(tmp_path):
   folder = tmp_path / 'in'
   folder.mkdir()
