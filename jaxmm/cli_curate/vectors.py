@@ -301,7 +301,7 @@ def _given(options):
   directory = options.vectors
   if directory is None:
     directory = f'{workdir}/vectors'
-    embed.embed(options, directory)
+    embed.embed(options, directory, anew=True)
   embedded = embeddings.read(directory)
   usable = int(embedded.usable_N.sum())
   if usable:  # otherwise there is more to say

@@ -65,6 +65,7 @@ def run(
   rows_per_shard: int = 2048,
   mesh: jax.sharding.Mesh | None = None,
   rules: sharding.Rules | None = None,
+  anew: bool = False,
   runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> Embeddings:
@@ -80,6 +81,8 @@ def run(
     rows_per_shard: rows of a shard of the store: what is lost at most and held in memory, and
       among how many rows those of one length are sought; a multiple of the batch size.
     mesh, rules: where the encoder runs; None is all devices, each with its own rows.
+    anew: replace vectors of another corpus that the directory holds, rather than refuse; of another
+      encoder they are refused.
     runner: who reads and hashes files at first.
     echo: takes progress lines.
 
@@ -104,6 +107,8 @@ def run(
   )  # fmt: skip
   meta = {'identity': dict(embedder.identity), 'fingerprint': keep_list.fingerprint(digest_N)}
   meta['order'] = _order_digest(digest_N)
+  if anew:
+    _make_room(directory, meta, echo)
   embeddings.check_same(directory, meta)
   store = batch_job.run(
     sorted_pass,
@@ -126,12 +131,25 @@ def run(
   return _finished(directory, examples, embedder.identity, echo)
 
 
+def _make_room(directory: pathlib.Path, meta: Mapping[str, Any], echo) -> None:
+  was = embeddings.other_corpus(directory, meta)
+  _wait_for_all(f'{directory} was looked at')
+  if was and jax.process_index() == 0:
+    embeddings.remove(directory)
+  if was and echo:
+    echo(f'{directory} held vectors {was}; all are embedded anew')
+  _wait_for_all(f'{directory} has room')
+
+
+def _wait_for_all(where: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'jaxmm.embedding_job {where}')
+
+
 def _finished(directory, examples, identity, echo) -> Embeddings:
-  several = jax.process_count() > 1
   if jax.process_index() == 0:
     out = embeddings.finish(directory, examples, identity)
-  if several:
-    multihost_utils.sync_global_devices(f'jaxmm.embedding_job {directory}')
+  _wait_for_all(f'{directory}')
   if jax.process_index():
     out = embeddings.read(directory)
   if echo:

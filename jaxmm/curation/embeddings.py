@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -272,15 +273,31 @@ def check_same(directory: str | os.PathLike, meta: Mapping[str, Any]) -> None:
   Raises:
     ConfigError: names what differs: the encoder, its weights, its settings, or the corpus.
   """
-  manifest = pathlib.Path(directory) / VECTORS / 'manifest.json'
-  if not manifest.is_file():
-    return
-  was, now = json.loads(manifest.read_text()).get('meta', {}), json.loads(json.dumps(dict(meta)))
-  other = [what for what in (_other_encoder(was, now), _other_corpus(was, now)) if what]
+  other = [what for what in _others(directory, meta) if what]
   if other:
     raise ConfigError(
       f'{directory} holds vectors {", and ".join(other)}; name another folder or delete this one'
     )
+
+
+def other_corpus(directory: str | os.PathLike, meta: Mapping[str, Any]) -> str:
+  """Of which other corpus a directory holds vectors, of the same encoder; '' where of none."""
+  encoder, of_corpus = _others(directory, meta)
+  return '' if encoder else of_corpus
+
+
+def remove(directory: str | os.PathLike) -> None:
+  """Removes the vectors of a directory, the file that says that they are finished first."""
+  (pathlib.Path(directory) / EXAMPLES).unlink(missing_ok=True)
+  shutil.rmtree(pathlib.Path(directory) / VECTORS)
+
+
+def _others(directory: str | os.PathLike, meta: Mapping[str, Any]) -> tuple[str, str]:
+  manifest = pathlib.Path(directory) / VECTORS / 'manifest.json'
+  if not manifest.is_file():
+    return '', ''
+  was, now = json.loads(manifest.read_text()).get('meta', {}), json.loads(json.dumps(dict(meta)))
+  return _other_encoder(was, now), _other_corpus(was, now)
 
 
 def _other_encoder(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -309,6 +309,26 @@ def test_what_an_example_must_have():
   assert reason(broken, 'text') == ('unreadable', 'why')
 
 
+def test_vectors_of_a_corpus_that_has_changed_are_made_anew_where_that_is_asked_for(tmp_path):
+  job(write(tmp_path / 'in'), tmp_path / 'out')
+  inputs = write(tmp_path / 'in', of=[*lines(), '{"id": "new", "text": "abc"}'])
+  with pytest.raises(ConfigError, match='holds vectors of another corpus .41 examples, not 42'):
+    job(inputs, tmp_path / 'out')
+  other = embedder(identity={'encoder': 'other'})
+  with pytest.raises(ConfigError, match="of the encoder 'letters', not 'other', and of another"):
+    job(inputs, tmp_path / 'out', other, anew=True)
+  assert len(embeddings.read(tmp_path / 'out')) == 41
+  said = []
+  found = job(inputs, tmp_path / 'out', anew=True, echo=said.append)
+  assert any('held vectors of another corpus' in line and 'anew' in line for line in said)
+  fresh = job(inputs, tmp_path / 'fresh')
+  assert found.ids.equals(fresh.ids) and found.reason_N.tolist() == fresh.reason_N.tolist()
+  np.testing.assert_array_equal(found.x_ND[:], fresh.x_ND[:])
+  said.clear()
+  job(inputs, tmp_path / 'out', anew=True, echo=said.append)  # and not once more
+  assert not any('anew' in line for line in said)
+
+
 def test_a_corpus_of_which_nothing_can_be_read_is_refused(tmp_path):
   what = embedder(inputs=ImageInputs(8))
   with pytest.raises(
