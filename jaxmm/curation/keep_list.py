@@ -7,7 +7,8 @@ A Parquet file, or a directory of them where it is large, sorted by id:
     keep    bool
     score   float64  of the method, null where it has none
     reason  string   empty where the example is kept
-    ...              columns of the method (cluster, distance, nearest, similarity, ...)
+    ...              columns of the method (cluster, distance, nearest, similarity, ...), and
+    error   string   what is wrong with an unreadable example, null for the others
 
 A list that joins others has no score of its own. Every method that had a part in it has a name
 there (`minhash`, a second one `minhash_2`), and its columns, score and reason are called
