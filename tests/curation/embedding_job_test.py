@@ -141,7 +141,7 @@ def test_vectors_that_cannot_be_used_are_counted(tmp_path):
   found = job(write(tmp_path / 'in'), tmp_path / 'out', embedder(encode=encode))
   texts = {json.loads(line)['id']: json.loads(line).get('text', '') for line in lines()
            if line.endswith('}')}  # fmt: skip
-  bad = {name for name, text in texts.items() if text[:1] in ('a', 'b')}
+  bad = {n for n, text in texts.items() if text[:1] in ('a', 'b') and '\ud800' not in text}
   assert len(bad) > 5
   ids = found.ids.to_pylist()
   assert {ids[i] for i in np.flatnonzero(found.reason_N == 'bad_embedding')} == bad
