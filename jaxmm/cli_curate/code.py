@@ -6,10 +6,10 @@ import argparse
 
 from jaxmm.cli_curate.options import (
   corpus,
-  corpus_of,
   output,
   runner_of,
   running,
+  texts_of,
   workdir_of,
   workers,
   written,
@@ -73,7 +73,7 @@ def _long_files(options) -> int:
     options.drop_token_share, options.drop_file_share, options.max_tokens
   )
   keep = long_files.run(
-    corpus_of(options),
+    texts_of(options),
     config,
     workdir_of(options),
     counter=options.tokens,
@@ -104,7 +104,8 @@ def add_scip(methods, verb) -> None:
     required=True,
     metavar='FILE.parquet',
     help='what `jaxmm curate cluster` wrote: id, cluster, distance (1 - cosine to the centroid) of '
-    'every example that can be read',
+    'every example that can be read, and digest, which shows clusters of other data; in a file of '
+    'your own that may be absent',
   )
   p.add_argument(
     '--direction',
@@ -143,7 +144,7 @@ def _scip(options) -> int:
     length_bins=options.length_bins,
   )
   keep = scip_job.run(
-    corpus_of(options),
+    texts_of(options),
     scip_job.read_clusters(options.clusters),
     config,
     workdir_of(options),
@@ -188,7 +189,7 @@ def _corrupt(options) -> int:
   kinds = {'kinds': tuple(options.kinds)} if options.kinds else {}
   config = corruptions_job.CorruptionsConfig(**kinds, rate=options.rate, seed=options.seed)
   table = corruptions_job.run(
-    corpus_of(options),
+    texts_of(options),
     config,
     workdir_of(options),
     runner=runner_of(options),

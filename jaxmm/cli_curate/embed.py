@@ -86,8 +86,8 @@ def _embed(options) -> int:
   return 0
 
 
-def embed(options, directory: str) -> None:
-  """Embeds the corpus of these options with their encoder."""
+def embed(options, directory: str, anew: bool = False) -> None:
+  """Embeds the corpus of these options with their encoder; `anew`: see `embedding_job.run`."""
   from jaxmm.config import ConfigError
   from jaxmm.curation import embedding_job, runners
   from jaxmm.studies import encoders
@@ -110,6 +110,7 @@ def embed(options, directory: str) -> None:
     directory,
     batch_size=options.batch,
     rows_per_shard=options.rows_per_shard,
+    anew=anew,
     runner=runners.chosen(options.processes),
   )
 

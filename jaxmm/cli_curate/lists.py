@@ -86,7 +86,9 @@ def _report(options) -> int:
 def _add_export(methods, verb) -> None:
   p = verb(
     methods, 'export', _export,
-    'Writes the examples that a keep-list keeps, or those that it drops, with the reason.',
+    'Writes the examples that a keep-list keeps, or those that it drops, with the reason. What\n'
+    'cannot be read has the reason `unreadable`; KEEP.parquet.rejects.jsonl, which every method\n'
+    'writes where there is such, names these alone.',
     'jaxmm curate export keep.parquet --input corpus/*.jsonl.gz --id-field id \\\n'
     '    --output kept.jsonl.gz',
   )  # fmt: skip
@@ -95,7 +97,8 @@ def _add_export(methods, verb) -> None:
   p.add_argument(
     '--dropped',
     action='store_true',
-    help='those that are dropped, with fields reason and error; default: the kept ones',
+    help='those that are dropped, with fields id (a string, as in the list), reason and error; a '
+    "record's own of these names becomes record.id, ...; default: the kept ones",
   )
   p.add_argument(
     '--output', required=True, metavar='FILE', help='.jsonl, .jsonl.gz, .parquet or .array_record'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, workdir_of, written
+from jaxmm.cli_curate.options import corpus, runner_of, running, texts_of, workdir_of, written
 
 
 def add(methods, verb) -> None:
@@ -69,7 +69,7 @@ def _minhash(options) -> int:
     shingles=ShingleConfig(options.shingle, options.shingle_size),
   )
   keep = minhash_job.run(
-    corpus_of(options),
+    texts_of(options),
     config,
     workdir_of(options),
     survivor=options.survivor,

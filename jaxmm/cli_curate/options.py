@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import os
 import shutil
@@ -25,7 +26,9 @@ def corpus(p: argparse.ArgumentParser, without: str = '') -> None:
     choices=['jsonl', 'parquet', 'webdataset', 'array_record', 'image', 'zip', 'text'],
     help='of all files; default: by the name of each',
   )
-  of.add_argument('--text-field', default='text', metavar='NAME', help='default: %(default)s')
+  of.add_argument(
+    '--text-field', metavar='NAME', help='default: text, or none where --image-field is given alone'
+  )
   of.add_argument('--image-field', default='', metavar='NAME', help='default: none')
   of.add_argument('--id-field', default='', metavar='NAME', help='default: file and row')
   of.add_argument(
@@ -49,15 +52,35 @@ def corpus_of(options):
   """The CorpusConfig of these options."""
   from jaxmm.data.corpus import CorpusConfig
 
+  text_field = options.text_field
+  if text_field is None:
+    text_field = '' if options.image_field else 'text'
   return CorpusConfig(
     tuple(options.input),
     format=options.format,
-    text_field=options.text_field,
+    text_field=text_field,
     image_field=options.image_field,
     id_field=options.id_field,
     suffixes=tuple(options.suffix),
     exclude=tuple(options.exclude),
   )
+
+
+def texts_of(options):
+  """The CorpusConfig of these options, for a verb that reads texts.
+
+  Raises:
+    ConfigError: no field of texts is named, but one of pictures.
+  """
+  from jaxmm.config import ConfigError
+
+  inputs = corpus_of(options)
+  if inputs.image_field and not inputs.text_field:
+    raise ConfigError(
+      f'--image-field is {inputs.image_field!r}, but {options.method} reads texts; name their '
+      'field, too (--text-field text)'
+    )
+  return inputs
 
 
 def at_least(least: int):
@@ -209,10 +232,13 @@ def written(keep, options) -> int:
     RunError: it keeps nothing.
   """
   from jaxmm.config import RunError
-  from jaxmm.curation import keep_list
+  from jaxmm.curation import keep_list, rejects
 
   keep_list.write(keep, options.output)
   say(keep, options.output)
+  named = rejects.write(keep, options.output)
+  if named is not None:
+    print(f'  {named} names each that is unreadable, and why')
   if not keep.num_kept:
     raise RunError(
       f'nothing is kept: of {len(keep):,} examples all are dropped, for the reasons above'
@@ -239,12 +265,8 @@ def say(keep, path) -> None:
 
 def _most_frequent_error(keep) -> str:
   """Most often of one cause: a field that is named otherwise."""
-  columns = [name for name in keep.table.column_names if name.split('.')[-1] == 'error']
-  counts: dict[str, int] = {}
-  for name in columns:
-    for error in keep.table[name].drop_null().to_pylist():
-      counts[error] = counts.get(error, 0) + 1
+  counts = collections.Counter(keep.errors().values())
   if not counts:
     return ''
-  error, number = max(counts.items(), key=lambda item: item[1])
+  ((error, number),) = counts.most_common(1)
   return f' (such as, {number:,} times: {error})'

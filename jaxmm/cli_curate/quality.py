@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, corpus_of, runner_of, running, workdir_of, written
+from jaxmm.cli_curate.options import corpus, runner_of, running, texts_of, workdir_of, written
 
 # Those of `curation.text_quality.CHOICES`, which is not imported before a verb runs.
 READINGS = {
@@ -98,7 +98,7 @@ def _quality(options) -> int:
     weights = text_quality.read_weights(options.weights)
     weights = weights.of_rules(options.rules) if options.rules else weights
   keep = text_quality_job.run(
-    corpus_of(options),
+    texts_of(options),
     _config_of(options, weights.of),
     weights,
     workdir_of(options),
@@ -116,7 +116,7 @@ def _weights(options) -> int:
   config, parser = _config_of(options, options.rules), text_parser.named(options.parser)
   config.check(parser)
   judge = text_judge.line_scorer(options.model, options.batch)
-  texts = text_quality_weights.sample(corpus_of(options), options.documents)
+  texts = text_quality_weights.sample(texts_of(options), options.documents)
   fitted = text_quality_weights.fitted(texts, config, judge, parser=parser, echo=print)
   fitted.save(options.output)
   print(f'{options.output}: weights of {len(fitted.rules)} rules from {len(texts):,} documents\n')

@@ -248,7 +248,7 @@ def _add_cluster(methods, verb) -> None:
     'k-means alone: of every example with a vector its cluster, and the distance to the centroid.',
     'jaxmm curate cluster --vectors vectors --clusters 100 --output clusters.parquet',
   )  # fmt: skip
-  _vectors(p, 'id, cluster and distance, as `scip --clusters` reads them')
+  _vectors(p, 'id, digest, cluster and distance, as `scip --clusters` reads them')
 
 
 def _cluster(options) -> int:
@@ -260,6 +260,7 @@ def _cluster(options) -> int:
   table = pa.table(
     {
       'id': of.ids.take(pa.array(of.usable_U)),
+      'digest': of.digest_N[of.usable_U],
       'cluster': found.cluster_N,
       'distance': found.distance_N,
     }
@@ -300,7 +301,7 @@ def _given(options):
   directory = options.vectors
   if directory is None:
     directory = f'{workdir}/vectors'
-    embed.embed(options, directory)
+    embed.embed(options, directory, anew=True)
   embedded = embeddings.read(directory)
   usable = int(embedded.usable_N.sum())
   if usable:  # otherwise there is more to say

@@ -73,7 +73,7 @@ def matched(vectors: Embeddings, examples: pa.Table) -> Embeddings:
 
   Args:
     vectors: in any order.
-    examples: columns id, digest and reason (`embedding_inputs.listed`).
+    examples: columns id, digest, reason and error (`embedding_inputs.listed`).
 
   Raises:
     ConfigError: a vector whose id the corpus does not have.
@@ -95,7 +95,8 @@ def matched(vectors: Embeddings, examples: pa.Table) -> Embeddings:
   rows = embeddings.Rows(_Taken(vectors.x_ND, place_N), norm_N)
   digest_N = examples['digest'].to_numpy()
   ids = examples['id'].combine_chunks()
-  return Embeddings(ids, digest_N, rows, reason_N, vectors.identity)
+  error_N = examples['error'].to_numpy().astype(object)
+  return Embeddings(ids, digest_N, rows, reason_N, vectors.identity, error_N)
 
 
 class _Taken:

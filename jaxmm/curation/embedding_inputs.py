@@ -30,6 +30,10 @@ class Inputs(Protocol):
     """Of every example what the encoder reads, or None if that cannot be made."""
     ...
 
+  def error(self, example: Example) -> str:
+    """Why `rows` has None for an example that cannot be read; '' if it can."""
+    ...
+
   def length(self, row: Any) -> int:
     """By what rows are sorted, so that a batch holds rows of about one length."""
     ...
@@ -65,12 +69,17 @@ def listed(
     inputs: the corpus.
     kind: 'text', 'image' or 'any': of which an example must have something.
     workdir, runner, echo: see `runners.map_shards`.
+
+  Raises:
+    ConfigError: there is no example, or none that can be read.
   """
+  files = corpus.shards(inputs)
   settings = {'corpus': dataclasses.asdict(inputs), 'kind': kind}
-  return runners.map_shards(
-    listed_file, corpus.shards(inputs), workdir, name='listed', settings=settings,
-    runner=runner, echo=echo,
-  )  # fmt: skip
+  tables = runners.map_shards(
+    listed_file, files, workdir, name='listed', settings=settings, runner=runner, echo=echo
+  )
+  runners.check_some(tables, files)
+  return tables
 
 
 def listed_file(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
@@ -113,6 +122,9 @@ class TextInputs:
     ids = iter(self.tokenize([e.text for e, has in zip(examples, has_text) if has]))
     return [next(ids) if has else None for has in has_text]
 
+  def error(self, example: Example) -> str:
+    return reason(example, 'text')[1]
+
   def length(self, row: np.ndarray | None) -> int:
     return 0 if row is None else len(row)
 
@@ -154,10 +166,23 @@ class ImageInputs:
     if reason(example, 'image')[0]:
       return None
     try:
-      image_YXC = decode_image(example.image, self.channels, True, example.id)
+      image_YXC = self._decoded(example)
     except UnreadableRecord:
-      return None  # the job gives its row the reason 'unreadable'
+      return None  # `error` says why
     return cropped(image_YXC, self.size, 'resize', None)
+
+  def error(self, example: Example) -> str:
+    why, error = reason(example, 'image')
+    if why:
+      return error
+    try:
+      self._decoded(example)
+    except UnreadableRecord as damage:
+      return str(damage)
+    return ''
+
+  def _decoded(self, example: Example) -> np.ndarray:
+    return decode_image(example.image, self.channels, True, example.id)
 
   def length(self, row: np.ndarray | None) -> int:
     return 0

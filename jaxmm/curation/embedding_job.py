@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from jax.experimental import multihost_utils
 
 from jaxmm import batch_job, sharding
@@ -64,6 +65,7 @@ def run(
   rows_per_shard: int = 2048,
   mesh: jax.sharding.Mesh | None = None,
   rules: sharding.Rules | None = None,
+  anew: bool = False,
   runner: runners.Runner = runners.LOCAL,
   echo: runners.Echo | None = print,
 ) -> Embeddings:
@@ -79,12 +81,14 @@ def run(
     rows_per_shard: rows of a shard of the store: what is lost at most and held in memory, and
       among how many rows those of one length are sought; a multiple of the batch size.
     mesh, rules: where the encoder runs; None is all devices, each with its own rows.
+    anew: replace vectors of another corpus that the directory holds, rather than refuse; of another
+      encoder they are refused.
     runner: who reads and hashes files at first.
     echo: takes progress lines.
 
   Raises:
     ConfigError: the directory holds vectors of another corpus or encoder, an id that comes twice, a
-      batch that does not fit, or a corpus that changed meanwhile.
+      batch that does not fit, a corpus that changed meanwhile or of which nothing can be read.
   """
   if batch_size < 1 or rows_per_shard % batch_size:
     raise ConfigError(
@@ -96,8 +100,6 @@ def run(
   tables = listed(inputs, embedder.inputs.kind, directory / 'work', runner, echo)
   examples = pa.concat_tables(tables)
   embeddings.check_ids(examples['id'].combine_chunks())
-  if not len(examples):
-    raise ConfigError(f'the corpus {", ".join(inputs.inputs)} holds no example')
   digest_N = examples['digest'].to_numpy()
   sorted_pass = SortedPass(
     corpus.shards(inputs), inputs, [len(t) for t in tables], digest_N, embedder.inputs,
@@ -105,8 +107,10 @@ def run(
   )  # fmt: skip
   meta = {'identity': dict(embedder.identity), 'fingerprint': keep_list.fingerprint(digest_N)}
   meta['order'] = _order_digest(digest_N)
+  if anew:
+    _make_room(directory, meta, echo)
   embeddings.check_same(directory, meta)
-  batch_job.run(
+  store = batch_job.run(
     sorted_pass,
     lambda variables, batch: {'x': embedder.encode(variables, batch).astype(np.float32)},
     directory / embeddings.VECTORS,
@@ -119,15 +123,33 @@ def run(
     restored=sorted_pass.restored,
     echo=echo,
   )
+  valid_N = store.read(batch_job.VALID)
+  examples = sorted_pass.explained(examples, valid_N)
+  if not valid_N.any() and pc.all(pc.greater(pc.binary_length(examples['error']), 0)).as_py():
+    first = examples.slice(0, 1).to_pylist()[0]
+    raise runners.none_readable(len(examples), first['id'], first['error'])
   return _finished(directory, examples, embedder.identity, echo)
 
 
+def _make_room(directory: pathlib.Path, meta: Mapping[str, Any], echo) -> None:
+  was = embeddings.other_corpus(directory, meta)
+  _wait_for_all(f'{directory} was looked at')
+  if was and jax.process_index() == 0:
+    embeddings.remove(directory)
+  if was and echo:
+    echo(f'{directory} held vectors {was}; all are embedded anew')
+  _wait_for_all(f'{directory} has room')
+
+
+def _wait_for_all(where: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'jaxmm.embedding_job {where}')
+
+
 def _finished(directory, examples, identity, echo) -> Embeddings:
-  several = jax.process_count() > 1
   if jax.process_index() == 0:
     out = embeddings.finish(directory, examples, identity)
-  if several:
-    multihost_utils.sync_global_devices(f'jaxmm.embedding_job {directory}')
+  _wait_for_all(f'{directory}')
   if jax.process_index():
     out = embeddings.read(directory)
   if echo:
@@ -224,6 +246,23 @@ class SortedPass:
         out[name][row_R] = values
       pieces = []
       yield low, out
+
+  def explained(self, examples: pa.Table, valid_N: np.ndarray) -> pa.Table:
+    """The listed examples with the error of each that turned out to be damaged.
+
+    Their files are read again: the batches that met them may be of a run that was stopped.
+    """
+    is_damaged_N = (examples['reason'].to_numpy() == '') & ~valid_N
+    if not is_damaged_N.any():
+      return examples
+    error_N = examples['error'].to_numpy().astype(object)
+    for shard, start, end in zip(self._files, self._start_F, self._start_F[1:]):
+      if is_damaged_N[start:end].any():
+        for row, example in enumerate(corpus.examples(shard, self._config), start):
+          if row < end and is_damaged_N[row]:
+            error_N[row] = self._inputs.error(example)
+    at = examples.column_names.index('error')
+    return examples.set_column(at, 'error', pa.array(error_N, pa.string()))
 
   def _examples(self, first: int) -> Iterator[Example]:
     """The corpus's examples from one on, compared with what was listed."""

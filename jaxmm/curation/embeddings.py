@@ -17,6 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -85,6 +86,7 @@ class Embeddings:
       array.
     reason_N: why a row cannot be used; '' where it can.
     identity: JSON values that say what made the vectors.
+    error_N: what is wrong with an example that cannot be read, '' for the others; None for no such.
   """
 
   ids: pa.Array
@@ -92,6 +94,7 @@ class Embeddings:
   x_ND: Rows | np.ndarray
   reason_N: np.ndarray
   identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  error_N: np.ndarray | None = None
 
   def __post_init__(self):
     lengths = [len(self.ids), len(self.digest_N), len(self.x_ND), len(self.reason_N)]
@@ -270,15 +273,31 @@ def check_same(directory: str | os.PathLike, meta: Mapping[str, Any]) -> None:
   Raises:
     ConfigError: names what differs: the encoder, its weights, its settings, or the corpus.
   """
-  manifest = pathlib.Path(directory) / VECTORS / 'manifest.json'
-  if not manifest.is_file():
-    return
-  was, now = json.loads(manifest.read_text()).get('meta', {}), json.loads(json.dumps(dict(meta)))
-  other = [what for what in (_other_encoder(was, now), _other_corpus(was, now)) if what]
+  other = [what for what in _others(directory, meta) if what]
   if other:
     raise ConfigError(
       f'{directory} holds vectors {", and ".join(other)}; name another folder or delete this one'
     )
+
+
+def other_corpus(directory: str | os.PathLike, meta: Mapping[str, Any]) -> str:
+  """Of which other corpus a directory holds vectors, of the same encoder; '' where of none."""
+  encoder, of_corpus = _others(directory, meta)
+  return '' if encoder else of_corpus
+
+
+def remove(directory: str | os.PathLike) -> None:
+  """Removes the vectors of a directory, the file that says that they are finished first."""
+  (pathlib.Path(directory) / EXAMPLES).unlink(missing_ok=True)
+  shutil.rmtree(pathlib.Path(directory) / VECTORS)
+
+
+def _others(directory: str | os.PathLike, meta: Mapping[str, Any]) -> tuple[str, str]:
+  manifest = pathlib.Path(directory) / VECTORS / 'manifest.json'
+  if not manifest.is_file():
+    return '', ''
+  was, now = json.loads(manifest.read_text()).get('meta', {}), json.loads(json.dumps(dict(meta)))
+  return _other_encoder(was, now), _other_corpus(was, now)
 
 
 def _other_encoder(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -326,6 +345,7 @@ def read(directory: str | os.PathLike) -> Embeddings:
     Rows(_StoreField(store, 'x'), np.array(table['norm'].to_numpy(), np.float64)),
     table['reason'].to_numpy().astype(object),
     json.loads(raw)['identity'],
+    table['error'].to_numpy().astype(object),
   )
 
 
@@ -347,5 +367,6 @@ def write(
     writer.write_shard(shard, {'x': x_ND, 'valid': usable_N[piece]})
   columns = {'id': embeddings.ids, 'digest': pa.array(embeddings.digest_N)}
   columns['reason'] = pa.array(embeddings.reason_N, pa.string())
-  columns['error'] = pa.array([''] * len(embeddings), pa.string())
+  error_N = np.full(len(embeddings), '') if embeddings.error_N is None else embeddings.error_N
+  columns['error'] = pa.array(error_N, pa.string())
   return finish(directory, pa.table(columns), identity)

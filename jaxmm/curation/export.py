@@ -12,8 +12,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jaxmm.config import ConfigError
@@ -34,9 +34,10 @@ def export(
 ) -> int:
   """Writes the kept examples, or the dropped ones and why; returns how many.
 
-  Dropped ones have two more fields, `reason` and `error` ('' for what could be read); a field of
-  theirs that is called so moves to `record.reason` or `record.error`. An example that cannot be
-  read has its id and these two, and what of its record there is.
+  Dropped ones have `id`, a string as in the list, and two more fields, `reason` and `error` ('' for
+  what could be read); a field of theirs that is called so moves to `record.id`, `record.reason` or
+  `record.error`, but for the id itself. An example that cannot be read has these three, and what of
+  its record there is.
 
   Args:
     inputs: the corpus that the list was made of.
@@ -69,42 +70,45 @@ def export(
 
 def _chosen(inputs: CorpusConfig, keep: KeepList, dropped: bool) -> Iterator[dict[str, Any]]:
   columns = (keep.table[name].to_pylist() for name in ('id', 'digest', 'keep', 'reason'))
-  of = {i: (digest, is_kept, reason) for i, digest, is_kept, reason in zip(*columns)}
-  errors, seen = _errors(keep) if dropped else {}, 0
+  of = {row[0]: (number, *row[1:]) for number, row in enumerate(zip(*columns))}
+  errors, is_seen_N = keep.errors() if dropped else {}, np.zeros(len(of), bool)
   for shard in corpus.shards(inputs):
     for example in corpus.examples(shard, inputs):
-      if example.id not in of or of[example.id][0] != kept.digest(example.id, example.content):
-        what = 'is another now' if example.id in of else 'is not in it'
-        raise ConfigError(
-          f'the keep-list belongs to another corpus: example {example.id!r} {what}; give the '
-          'inputs and fields it was made with'
-        )
-      seen += 1
-      _, is_kept, reason = of[example.id]
+      if example.id not in of:
+        raise _other_corpus(f'example {example.id!r} is not in it')
+      number, digest, is_kept, reason = of[example.id]
+      if is_seen_N[number]:
+        raise _other_corpus(f'example {example.id!r} comes more than once in the inputs')
+      if digest != kept.digest(example.id, example.content):
+        raise _other_corpus(f'example {example.id!r} is another now')
+      is_seen_N[number] = True
       if is_kept != dropped:
-        record = _record(example)
-        yield (
-          _explained(record, reason, errors.get(example.id, example.error)) if dropped else record
-        )
-  if seen != len(of):
-    raise ConfigError(
-      f'the keep-list belongs to another corpus: it has {len(of)} examples, the inputs {seen}'
+        error = errors.get(example.id, example.error)
+        yield _explained(example, reason, error) if dropped else _record(example)
+  if not is_seen_N.all():
+    first = keep.table['id'][int(np.argmin(is_seen_N))].as_py()
+    raise _other_corpus(
+      f'{int((~is_seen_N).sum()):,} of its {len(of):,} examples are not in the inputs, the first '
+      f'{first!r}'
     )
 
 
-def _errors(keep: KeepList) -> dict[str, str]:
-  """By id, as the methods found them."""
-  out: dict[str, str] = {}
-  for name in keep.table.column_names:
-    if name.split('.')[-1] == 'error':
-      rows = keep.table.filter(pc.is_valid(keep.table[name]))
-      out |= dict(zip(rows['id'].to_pylist(), rows[name].to_pylist()))
-  return out
+def _other_corpus(what: str) -> ConfigError:
+  return ConfigError(
+    f'the keep-list belongs to another corpus: {what}; give the inputs and fields it was made with'
+  )
 
 
-def _explained(record: Mapping[str, Any], reason: str, error: str) -> dict[str, Any]:
-  own = {f'record.{name}' if name in ('reason', 'error') else name: v for name, v in record.items()}
-  return own | {'reason': reason, 'error': error}
+def _explained(example: Example, reason: str, error: str) -> dict[str, Any]:
+  """The record and why it is dropped.
+
+  Ids of the corpus may be numbers, and those of broken lines are not, which Parquet cannot mix.
+  """
+  said = {'id': example.id, 'reason': reason, 'error': error}
+  own = {f'record.{n}' if n in said else n: v for n, v in _record(example).items()}
+  if str(own['record.id']) == example.id:
+    del own['record.id']
+  return {'id': example.id} | own | said
 
 
 def _record(example: Example) -> dict[str, Any]:

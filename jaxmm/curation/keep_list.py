@@ -7,7 +7,8 @@ A Parquet file, or a directory of them where it is large, sorted by id:
     keep    bool
     score   float64  of the method, null where it has none
     reason  string   empty where the example is kept
-    ...              columns of the method (cluster, distance, nearest, similarity, ...)
+    ...              columns of the method (cluster, distance, nearest, similarity, ...), and
+    error   string   what is wrong with an unreadable example, null for the others
 
 A list that joins others has no score of its own. Every method that had a part in it has a name
 there (`minhash`, a second one `minhash_2`), and its columns, score and reason are called
@@ -47,6 +48,12 @@ _COLUMNS = {
 }
 # Reasons that every method may give.
 UNREADABLE, EMPTY = 'unreadable', 'empty'
+# Why two lists of the same ids have other digests.
+OTHER_FIELDS = (
+  'their ids are the same, but digests are of the fields that were named (or a record has changed '
+  'since): make both with the same --text-field and --image-field, which a method that reads only '
+  'one of the two takes as well'
+)
 _ROW_GROUP = 1 << 18
 # Above so many rows a list is a directory of files.
 ROWS_PER_FILE = 10_000_000
@@ -98,6 +105,15 @@ class KeepList:
     dropped = self.table.filter(pc.invert(self.table['keep']))['reason']
     counts = {c['values']: c['counts'] for c in dropped.value_counts().to_pylist()}
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+  def errors(self) -> dict[str, str]:
+    """What is wrong with the examples that cannot be read, by id, as the methods found it."""
+    out: dict[str, str] = {}
+    for name in self.table.column_names:
+      if name.split('.')[-1] == 'error':
+        rows = self.table.filter(pc.is_valid(self.table[name]))
+        out |= dict(zip(rows['id'].to_pylist(), rows[name].to_pylist()))
+    return out
 
   def header(self) -> dict[str, Any]:
     """What the file says of itself."""
@@ -215,6 +231,8 @@ def then(first: KeepList, second: KeepList) -> KeepList:
         'kept ones: of vectors with --after FIRST, which joins both at once, else from what '
         '`jaxmm curate export FIRST` writes'
       )
+    elif first.table.filter(first.table['keep'])['id'].equals(second.table['id']):
+      mend = OTHER_FIELDS
     else:
       mend = (
         'make it from those: of vectors with --after FIRST, which joins both at once, else from '
@@ -237,13 +255,15 @@ def then(first: KeepList, second: KeepList) -> KeepList:
 
 def _combined(word: str, first: KeepList, second: KeepList, of_both) -> KeepList:
   if first.fingerprint != second.fingerprint:
-    is_after = second.fingerprint == first.kept_fingerprint
-    mend = (
-      f"the second is of what the first keeps, so join them with 'then', not '{word}'"
-      if is_after
-      else 'make both from the same inputs and fields; a list of what another keeps is joined to '
-      "it with 'then'"
-    )
+    if second.fingerprint == first.kept_fingerprint:
+      mend = f"the second is of what the first keeps, so join them with 'then', not '{word}'"
+    elif first.table['id'].equals(second.table['id']):
+      mend = OTHER_FIELDS
+    else:
+      mend = (
+        'make both from the same inputs and fields; a list of what another keeps is joined to it '
+        "with 'then'"
+      )
     raise ConfigError(
       f'the lists of {first.method} ({len(first):,} examples) and {second.method} '
       f'({len(second):,}) are of different corpora; {mend}'

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
 from jaxmm.curation import work_tables
@@ -184,11 +185,32 @@ def map_shards(
 
 
 def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
-  """Raises ConfigError for a corpus without any record, readable or not."""
-  if not sum(len(table) for table in tables):
+  """Refuses a corpus of which nothing can be read, before what was made of it is written.
+
+  Args:
+    tables: of the files; columns `id` and `error`, '' for what can be read.
+    shards: the files.
+
+  Raises:
+    ConfigError: there is no record, or none that can be read.
+  """
+  number = sum(len(table) for table in tables)
+  if not number:
     raise ConfigError(
       f'the inputs hold no example: {len(shards)} files, the first {shards[0].path}, are empty'
     )
+  if any(pc.any(pc.equal(table['error'], '')).as_py() for table in tables):
+    return
+  first = next(table for table in tables if len(table)).slice(0, 1).to_pylist()[0]
+  raise none_readable(number, first['id'], first['error'])
+
+
+def none_readable(number: int, example_id: str, error: str) -> ConfigError:
+  """Of the first of the examples, none of which can be read."""
+  return ConfigError(
+    f'none of the {number:,} examples of the inputs can be read; the first, {example_id!r}: '
+    f'{error}. Texts in records are found by --text-field, pictures by --image-field'
+  )
 
 
 def _file_name(name, index: int, shard: Shard, settings, particular) -> str:

@@ -18,6 +18,7 @@ from jaxmm.curation.scip import ScipConfig
 from jaxmm.data.corpus import CorpusConfig
 
 _COLUMNS = ('id', 'cluster', 'distance')
+_DIGEST = 'digest'
 
 
 def run(
@@ -38,7 +39,9 @@ def run(
   Args:
     inputs: the corpus.
     clusters: columns `id`, `cluster` (whole numbers) and `distance` (1 - cosine to the centroid of
-      that cluster), a row for each example that can be read and is not empty, in any order.
+      that cluster), a row for each example that can be read and is not empty, in any order. Where
+      they have `digest` (uint64, as keep-lists have it), it is compared with the corpus; where they
+      do not, that is said.
     config: how many are pruned and which.
     workdir: for digests and token counts.
     counter: how length is counted, a name of `token_counts`.
@@ -46,9 +49,14 @@ def run(
     echo: takes progress lines.
 
   Raises:
-    ConfigError: columns or rows are missing, or there are rows of other examples.
+    ConfigError: columns or rows are missing, or there are rows of other examples, or of examples
+      that were others then.
   """
   _check(clusters)
+  if echo and _DIGEST not in clusters.column_names:
+    echo(
+      f'the clusters have no column {_DIGEST!r}, so only the ids say that they are of these inputs'
+    )
   counts = token_counts.counts(inputs, counter, workdir, runner=runner, echo=echo)
   is_bad_N = pc.greater(pc.binary_length(counts['error']), 0).to_numpy()
   tokens_N = pc.fill_null(counts['tokens'], 0).to_numpy()
@@ -56,6 +64,8 @@ def run(
   other_N[is_bad_N] = keep_list.UNREADABLE
   place = pc.index_in(counts['id'], value_set=clusters['id'].combine_chunks())
   _check_ids(counts['id'], clusters['id'], place, other_N)
+  if _DIGEST in clusters.column_names:
+    _check_digests(counts, clusters[_DIGEST].take(place))
   cluster_N = pc.fill_null(clusters['cluster'].take(place), -1).to_numpy()
   distance_N = pc.cast(clusters['distance'].take(place), pa.float32()).to_numpy()
   parameters = {
@@ -89,7 +99,7 @@ def read_clusters(path: str | os.PathLike) -> pa.Table:
     raise ConfigError(f'clusters {str(path)!r}: no such file, expected Parquet with {_COLUMNS}')
   try:
     names = pq.read_schema(path).names
-    table = pq.read_table(path, columns=[name for name in _COLUMNS if name in names])
+    table = pq.read_table(path, columns=[n for n in (*_COLUMNS, _DIGEST) if n in names])
   except (pa.ArrowInvalid, OSError) as error:
     raise ConfigError(f'clusters {path} cannot be read as Parquet ({error})') from error
   _check(table)
@@ -107,7 +117,10 @@ def _check(clusters: pa.Table) -> None:
     ('id', lambda t: pa.types.is_string(t) or pa.types.is_large_string(t), 'strings'),
     ('cluster', pa.types.is_integer, 'whole numbers'),
     ('distance', pa.types.is_floating, 'floats'),
+    (_DIGEST, lambda t: t == pa.uint64(), 'uint64'),
   ):
+    if name not in clusters.column_names:
+      continue
     kind = clusters.schema.field(name).type
     if not is_right(kind):
       raise ConfigError(f'column {name!r} of the clusters is {kind}, expected {expected}')
@@ -132,6 +145,17 @@ def _check_ids(ids, clustered, place, other_N) -> None:
     raise ConfigError(
       f'{int(is_missing.sum())} examples of the inputs have no row in the clusters, the first '
       f'{first!r}; embed and cluster all that can be read'
+    )
+
+
+def _check_digests(counts: pa.Table, of_clusters: pa.ChunkedArray) -> None:
+  is_other = pc.fill_null(pc.not_equal(of_clusters, counts['digest']), False)
+  others = counts['id'].filter(is_other)
+  if len(others):
+    raise ConfigError(
+      f'the clusters belong to other data: {len(others):,} of their examples are others in the '
+      f'inputs, the first {others[0].as_py()!r}; embed and cluster these inputs, with the same '
+      '--text-field and --image-field'
     )
 
 

@@ -63,12 +63,14 @@ class Vectors:
     digest_N: uint64, of what the examples hold (`data.kept.digest`).
     x_ND: float32, of length one where usable; an array, a memory map or rows of one.
     reason_N: strings; empty where the vector is usable.
+    error_N: strings, what is wrong with an example that cannot be read; None for no such.
   """
 
   ids: pa.Array
   digest_N: np.ndarray
   x_ND: np.ndarray | Selected
   reason_N: np.ndarray
+  error_N: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.ids)
@@ -89,7 +91,8 @@ class Vectors:
     """A part of the examples, by number, ascending."""
     ids = self.ids.take(pa.array(rows_U))
     x_UD = Selected(self.x_ND, rows_U)
-    return Vectors(ids, self.digest_N[rows_U], x_UD, self.reason_N[rows_U])
+    error_U = None if self.error_N is None else self.error_N[rows_U]
+    return Vectors(ids, self.digest_N[rows_U], x_UD, self.reason_N[rows_U], error_U)
 
   def only_kept(self, keep: KeepList) -> Vectors:
     """The examples that a list keeps; what a second method sees after a first.
@@ -99,12 +102,14 @@ class Vectors:
     """
     own = keep_list.fingerprint(self.digest_N)
     if keep.fingerprint != own:
-      mend = (
-        'they are of what it keeps: make the list of them alone (without --after), then '
-        '`jaxmm curate combine FIRST then SECOND`'
-        if keep.kept_fingerprint == own
-        else 'embed the corpus that it was made of'
-      )
+      mend = 'embed the corpus that it was made of'
+      if keep.kept_fingerprint == own:
+        mend = (
+          'they are of what it keeps: make the list of them alone (without --after), then '
+          '`jaxmm curate combine FIRST then SECOND`'
+        )
+      elif keep.table['id'].equals(pa.chunked_array([self.ids])):
+        mend = keep_list.OTHER_FIELDS
       raise ConfigError(
         f'the keep-list of {keep.method} is of {len(keep):,} other examples than the '
         f'{len(self):,} vectors; {mend}'
@@ -142,7 +147,8 @@ def of_embeddings(of: Embeddings, file: str | os.PathLike | None = None) -> Vect
     x_ND.flush()
     x_ND = np.load(file, mmap_mode='r', allow_pickle=False)
   ids = of.ids.take(pa.array(order))
-  return Vectors(ids, of.digest_N[order], x_ND, of.reason_N[order])
+  error_N = None if of.error_N is None else of.error_N[order]
+  return Vectors(ids, of.digest_N[order], x_ND, of.reason_N[order], error_N)
 
 
 def judged(
@@ -161,7 +167,7 @@ def judged(
     reason_U: '' where kept.
     score_U: float, nan for none.
     columns_U: of the method; -1 and nan are none. `nearest` holds numbers among the usable ones,
-      which become ids.
+      which become ids. The list has the column `error`, too.
     method, parameters: for the header.
   """
   U, N = vectors.usable_U, len(vectors)
@@ -179,6 +185,8 @@ def judged(
     else:
       values = pa.array(values, mask=is_none)
     columns[name] = values.take(pa.array(row_N, mask=row_N < 0))
+  error_N = np.full(N, '') if vectors.error_N is None else vectors.error_N
+  columns['error'] = pa.array(error_N, pa.string(), mask=error_N == '')
   return keep_list.make(
     vectors.ids,
     vectors.digest_N,

@@ -8,7 +8,8 @@
     *.zip                            a picture each        its path in the archive
     any other file                   a text each (source code, *.txt)     NAME
 
-NAME is the path below the input that was named. With `id_field` the id is what stands there. The
+NAME is the path below the input that was named. With `id_field` the id is what stands there, and
+NAME:line that of records that cannot be read (files of one name: by the path that differs). The
 sources that training reads give their records the same ids (`record_id`), so that a keep-list of
 the one applies to the other.
 Paths may be URLs that `fsspec` knows (`gs://...`, `s3://...`) where it is installed.
@@ -35,10 +36,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from jaxmm.config import ConfigError
+from jaxmm.data import file_names
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.ppm', '.tif', '.tiff')
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _PACKED = ('.gz', '.zst')
+# Of these a record may hold its id.
+_OF_RECORDS = ('jsonl', 'parquet', 'webdataset', 'array_record')
 FORMATS = ('jsonl', 'parquet', 'webdataset', 'array_record', 'image', 'zip', 'text')
 
 
@@ -162,7 +166,17 @@ def shards(config: CorpusConfig) -> list[Shard]:
         f'{one.path} and {other.path} are both called {one.name!r}, of which ids are made; name '
         'the folder above them as the one input, or an id field'
       )
-  return found
+  return _named_apart(found)
+
+
+def _named_apart(found: list[Shard]) -> list[Shard]:
+  """Files of records have different names: with an id field what cannot be read still has them."""
+  of_records = [shard for shard in found if shard.format in _OF_RECORDS]
+  names = iter(file_names.apart([s.name for s in of_records], [s.path for s in of_records]))
+  return [
+    dataclasses.replace(shard, name=next(names)) if shard.format in _OF_RECORDS else shard
+    for shard in found
+  ]
 
 
 def _files(given: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str, str]]:
@@ -328,7 +342,7 @@ def of_record(record: Mapping[str, Any], place: str, config: CorpusConfig) -> Ex
         place, error=f'no id in field {config.id_field!r}; it has {sorted(record)}', record=record
       )
     name = str(given)
-    if not _is_unicode(name):
+    if _half_character(name):
       error = f'the id in field {config.id_field!r} has half a surrogate pair: {name!a}'
       return Example(place, error=error, record=record)
   text = image = None
@@ -337,6 +351,8 @@ def of_record(record: Mapping[str, Any], place: str, config: CorpusConfig) -> Ex
     if not isinstance(text, str):
       error = _no_text(record, config.text_field)
       return Example(name, error=error, record=record)
+    if error := _half_character(text):
+      return Example(name, error=f'{error} of field {config.text_field!r}', record=record)
   if config.image_field:
     image = record.get(config.image_field)
     image = image.get('bytes') if isinstance(image, dict) else image
@@ -352,12 +368,14 @@ def _no_text(record: Mapping[str, Any], field: str) -> str:
   return f'no text in field {field!r}: its value is of type {type(record[field]).__name__}'
 
 
-def _is_unicode(text: str) -> bool:
+def _half_character(text: str) -> str:
+  """What is wrong with a text that JSON can say and UTF-8 cannot; '' if nothing is."""
   try:
     text.encode('utf-8')
-  except UnicodeEncodeError:
-    return False
-  return True
+  except UnicodeEncodeError as error:
+    at = error.start
+    return f'half a character (a lone surrogate, {text[at]!a}) at place {at:,}'
+  return ''
 
 
 def _parquet(shard: Shard, config: CorpusConfig) -> Iterator[Example]:

@@ -54,6 +54,10 @@ class FileSource:
     except (OSError, zlib.error) as e:
       raise UnreadableRecord(f'{type(e).__name__}: {e}') from e
 
+  def with_contents(self, i: int) -> tuple[Record, tuple[bytes, ...]]:
+    record = self[i]
+    return record, (corpus.Example('', image=record['image']).content,)
+
   def name(self, i: int) -> str:
     return f'{self._root}/{self._files[i]}'
 

@@ -14,6 +14,7 @@ Axes: N rows of the list.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Callable, Iterable
@@ -22,13 +23,17 @@ import numpy as np
 
 from jaxmm.config import ConfigError
 from jaxmm.data.corpus import parquet_module
-from jaxmm.data.sources import Source, Subset, innermost
+from jaxmm.data.sources import Record, Source, Subset, innermost
 
 _WHERE_LISTS_COME_FROM = (
   'Make the list from what data.path names (`jaxmm curate METHOD --input PATH`). Ids are the file '
   'below PATH and the row, or those of --id-field, which data.id_field has to name, too; files '
   'that are no examples are left out with --suffix and --exclude (in training with '
   'data.text.suffixes and data.text.exclude, or those of data.bytes)'
+)
+_MADE_ANEW = (
+  'make it anew, or, if it was made of other fields of the same records, set '
+  'data.check_digests=False'
 )
 
 
@@ -123,6 +128,12 @@ class Verdicts:
         self._changed.append(record_id)
     return bool(self._keep_N[row])
 
+  def digests(self, record_ids: Iterable[str]) -> np.ndarray | None:
+    """What the list has of records that it knows, uint64; None if it has no digests."""
+    if self._digest_N is None:
+      return None
+    return self._digest_N[[self._row_of[name] for name in record_ids]]
+
   def elsewhere(self, record_ids: Iterable[str]) -> None:
     """Tells ids of the data that are not of the split."""
     for name in record_ids:
@@ -164,8 +175,7 @@ class Verdicts:
     if self._changed:
       raise ConfigError(
         f'{where}: {len(self._changed):,} records of {of} are others than when the list was made '
-        f'(the first: {self._changed[0]!r}); make it anew, or, if it was made of other fields of '
-        'the same records, set data.check_digests=False'
+        f'(the first: {self._changed[0]!r}); {_MADE_ANEW}'
       )
     chosen_N = self._keep_N & self._is_asked_N
     if not chosen_N.any():
@@ -184,13 +194,48 @@ class Verdicts:
     return f'{len(rows)}-{of.hexdigest()}'
 
 
-def kept_source(source: Source, path: str | os.PathLike, of: str) -> Source:
+class Compared(Subset):
+  """Records that a keep-list chose, each compared with the list's digest whenever it is read.
+
+  Hashing costs less than decoding a picture, and all records need not be read before the first
+  step. A folder of other pictures of the same names is refused by the first of them.
+
+  Args:
+    source: has `with_contents`.
+    rows: of its kept records.
+    kept_fingerprint: see `Verdicts.settled`.
+    digest_R: of the list, one for each of the rows.
+    path: of the list, for the error.
+  """
+
+  def __init__(self, source: Source, rows, kept_fingerprint: str, digest_R: np.ndarray, path: str):
+    super().__init__(source, rows, kept_fingerprint)
+    self._digest_R, self._path = digest_R, path
+
+  def __getitem__(self, i: int) -> Record:
+    """Raises ConfigError for a record that is another than when the list was made."""
+    record, contents = self.with_contents(i)
+    name = self.id(i)
+    if int(self._digest_R[i]) not in [digest(name, content) for content in contents]:
+      raise ConfigError(
+        f'data.keep_list {self._path!r}: the record {name!r} is another than when the list was '
+        f'made; {_MADE_ANEW}'
+      )
+    return record
+
+
+def kept_source(
+  source: Source, path: str | os.PathLike, of: str, check_digests: bool = True
+) -> Source:
   """The records of a source that a keep-list keeps, in the source's order.
 
   Args:
     source: whose records have ids (`source.id(i)`).
     path: the list.
     of: the data, for the errors.
+    check_digests: compare records with the list's digests as they are read (see `Compared`), where
+      it has some and the source has `with_contents`; a log line says so where it has not (arrays
+      in memory, which have no encoded bytes).
 
   Raises:
     ConfigError: the records have no ids, or the list cannot be read, belongs to other data or
@@ -207,7 +252,17 @@ def kept_source(source: Source, path: str | os.PathLike, of: str) -> Source:
   rows = [i for i in range(len(source)) if verdicts.keeps(source.id(i))]
   if verdicts.has_more:
     _tell_the_rest(verdicts, source, whole)
-  return Subset(source, rows, verdicts.settled(of))
+  fingerprint = verdicts.settled(of)
+  digest_R = verdicts.digests(source.id(i) for i in rows) if check_digests else None
+  if digest_R is None:
+    return Subset(source, rows, fingerprint)
+  if not hasattr(whole, 'with_contents'):
+    logging.getLogger(__name__).warning(
+      'data.keep_list %r is compared with %s by ids alone; its digests are not of these records',
+      str(path), of,
+    )  # fmt: skip
+    return Subset(source, rows, fingerprint)
+  return Compared(source, rows, fingerprint, digest_R, str(path))
 
 
 def _tell_the_rest(verdicts: Verdicts, source: Source, whole: Source) -> None:

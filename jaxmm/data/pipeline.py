@@ -53,7 +53,9 @@ class DataConfig:
       all. It belongs to `data` alone: held-out data is never pruned.
     id_field: of an ArrayRecord, text or caption record that holds the id that the list knows it by;
       '' for file and row. Asked for only with a keep-list.
-    check_digests: refuse a keep-list of text that has changed since.
+    check_digests: refuse a keep-list of records that have changed since, where it has a column
+      `digest`: texts before training, pictures (files, zips, ArrayRecord, TFDS) as each is read.
+      Arrays in memory, files as bytes and caption records are known by their ids alone.
     max_records: use only so many records (of the kept ones), evenly spaced; None for all.
     labels: csv with the classes of pictures; '' takes them from the folders.
     num_classes: class ids must lie below; None does not check.
@@ -160,7 +162,7 @@ def _kept(config: DataConfig, source: Source) -> Source:
   if config.name != 'array_record':
     _refuse_id_field(config)
   of = f'data {config.name!r} ({config.path or "no path"}), split {config.split!r}'
-  return kept.kept_source(source, config.keep_list, of)
+  return kept.kept_source(source, config.keep_list, of, config.check_digests)
 
 
 def _refuse_id_field(config: DataConfig) -> None:
@@ -187,7 +189,7 @@ def _whole_source(config: DataConfig) -> Source:
     return image_files.image_source(config.path, config.split, config.test_fraction, config.labels)
   if config.name == 'array_record':
     return sources.array_record_source(
-      config.path, config.split, config.test_fraction, config.id_field
+      config.path, config.split, config.test_fraction, config.id_field, config.text.field
     )
   if config.name == 'tokens':
     return sources.TokenSource(config.path, config.split)

@@ -3,6 +3,8 @@
 `source.id(i)` is what a keep-list calls the record: for files what `corpus` calls it, too. It says
 where a record is within the data, whereas the name also says where the data is. `other_ids()` are
 those of the same data's records that are not of the source's split, where there are files of them.
+`with_contents(i)` is the record and what the digest of a keep-list may have been taken of; sources
+that have it are compared with a list as they are read.
 
 A record is a plain dict. Image sources give `{'image': encoded bytes or uint8 [Y, X, C], 'label':
 int}`, token sources `{'codes': int [views, L], 'label': int}`. Sources hold no randomness and open
@@ -108,6 +110,9 @@ class Subset:
 
   def id(self, i: int) -> str:
     return self.source.id(int(self._ids[i]))
+
+  def with_contents(self, i: int) -> tuple[Record, tuple[bytes, ...]]:
+    return self.source.with_contents(int(self._ids[i]))
 
 
 def innermost(source: Source) -> Source:
@@ -225,13 +230,22 @@ class ArrayRecordSource:
     decode: bytes of one record -> `{'image': ..., 'label': ...}`.
     root: the folder below which files are named in ids; None for `path` if it is one.
     id_field: of the line of JSON that holds a record's id; '' numbers the records of a file.
+    text_field: of that line, which a keep-list may have been made of.
   """
 
-  def __init__(self, path: str, decode=None, root: str | None = None, id_field: str = ''):
+  def __init__(
+    self,
+    path: str,
+    decode=None,
+    root: str | None = None,
+    id_field: str = '',
+    text_field: str = 'text',
+  ):
     from array_record.python import array_record_data_source
 
     files = _matching_files(path, '*.array_record*')
     self._files, self._root, self._id_field = files, pathlib.Path(root or path), id_field
+    self._text_field = text_field
     self._ids: list[str] | None = None
     self._records = array_record_data_source.ArrayRecordDataSource([str(f) for f in files])
     self._decode = decode or array_record_image
@@ -243,6 +257,16 @@ class ArrayRecordSource:
 
   def __getitem__(self, i: int) -> Record:
     return self._decode(self._records[i])
+
+  def with_contents(self, i: int) -> tuple[Record, tuple[bytes, ...]]:
+    data = self._records[i]
+    record = self._decode(data)
+    header, _, image = bytes(data).partition(b'\n')
+    of = [corpus.Example('', image=image)]
+    text = _field_of_json(header, self._text_field)
+    if isinstance(text, str):
+      of += [corpus.Example('', text), corpus.Example('', text, image)]
+    return record, tuple(example.content for example in of)
 
   def name(self, i: int) -> str:
     return f'{self._of}[{i}]'
@@ -264,13 +288,24 @@ class ArrayRecordSource:
     return corpus.ids(shard, self._id_field)
 
 
-def array_record_source(path: str, split: str, test_fraction: float, id_field: str = '') -> Source:
+def _field_of_json(line: bytes, name: str):
+  try:
+    fields = json.loads(line)
+  except ValueError:  # records of another layout, which `decode` reads
+    return None
+  return fields.get(name) if isinstance(fields, dict) else None
+
+
+def array_record_source(
+  path: str, split: str, test_fraction: float, id_field: str = '', text_field: str = 'text'
+) -> Source:
   """The ArrayRecord files of a split: of the folder `path/split` if there is one, else by hash."""
   check_split(split)
   inner = pathlib.Path(path, split)
+  fields = {'id_field': id_field, 'text_field': text_field}
   if inner.is_dir():
-    return ArrayRecordSource(str(inner), root=path, id_field=id_field)
-  return hash_split(ArrayRecordSource(path, id_field=id_field), split, test_fraction)
+    return ArrayRecordSource(str(inner), root=path, **fields)
+  return hash_split(ArrayRecordSource(path, **fields), split, test_fraction)
 
 
 def array_record_image(data: bytes) -> Record:

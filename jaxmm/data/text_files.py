@@ -89,10 +89,6 @@ class Document:
   @property
   def error(self) -> str:
     """Why it cannot be read; '' if it can."""
-    try:
-      self.text.encode()
-    except UnicodeEncodeError as e:  # JSON can say half a character
-      return f'not UTF-8: {e}'
     return self.example.error
 
 

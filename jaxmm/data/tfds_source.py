@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from jaxmm.config import ConfigError
+from jaxmm.data import corpus
 from jaxmm.data.sources import Record, check_split
 
 
@@ -65,6 +66,10 @@ class TfdsSource:
   def __getitem__(self, i: int) -> Record:
     record = self._records[i]
     return {'image': record['image'], 'label': int(record.get('label', 0))}
+
+  def with_contents(self, i: int) -> tuple[Record, tuple[bytes, ...]]:
+    record = self[i]
+    return record, (corpus.Example('', image=record['image']).content,)
 
   def name(self, i: int) -> str:
     return f'{self._of}[{i}]'

@@ -123,6 +123,20 @@ class Part:
     found = [(int(r), self.value('nearest', r), float(similarity_N[r])) for r in rows.tolist()]
     return [pair for pair in found if pair[1] is not None]
 
+  @property
+  def kept_by_eps(self) -> tuple[np.ndarray, np.ndarray]:
+    """(eps, share of the examples with at most that similarity to an earlier one), eps ascending.
+
+    Of methods on vectors alone, which have a distance: where both of a pair have a similarity, as
+    MinHash's survivors do, it does not say who is dropped.
+    """
+    similarity_N = self.numbers('similarity')
+    if similarity_N is None or self.numbers('distance') is None:
+      return np.zeros(0), np.zeros(0)
+    value_S = np.sort(similarity_N[np.isfinite(similarity_N)])
+    dropped_S = len(value_S) - np.searchsorted(value_S, value_S, side='right')
+    return (1 - value_S)[::-1], (1 - dropped_S / self.asked_N.sum())[::-1]
+
 
 def _coded(column) -> tuple[list[str], np.ndarray]:
   """The different strings of a column, and of every row which it is; -1 for none."""
@@ -237,16 +251,15 @@ def _scores(part: Part) -> list[Html]:
       for name, chosen, c in (('kept', kept_N, 2), ('dropped', ~kept_N, 1))
     ]
     out.append(page.figure(line_chart(series, x_label='score', y_label='examples'), 'Scores.'))
-  similarity_N = part.numbers('similarity')
-  if similarity_N is not None:
-    eps = 1 - np.sort(similarity_N[np.isfinite(similarity_N)])[::-1]
+  eps, share = part.kept_by_eps
+  if len(eps):
     places = np.unique(np.linspace(0, len(eps) - 1, 200).astype(int))
-    share = 1 - (np.arange(len(eps)) + 1) / part.asked_N.sum()
     line = Series('', eps[places].tolist(), share[places].tolist())
     out.append(
       page.figure(
-        line_chart([line], x_label='eps = 1 - similarity', y_label='share kept'),
-        'What dropping everything as similar as that would keep, all else being kept.',
+        line_chart([line], x_label='eps', y_label='share kept'),
+        'What other values of eps would keep: all but the examples that are more similar than '
+        '1 - eps to an earlier one.',
         look_for='where the curve turns from copies to mere likeness',
       )
     )

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from jaxmm import cli
+from jaxmm.config import from_mapping
 from jaxmm.curation import embeddings, keep_list, vectors
 from jaxmm.curation.scip_job import read_clusters
+from jaxmm.data.pipeline import DataConfig, make_batches
 
 NUM = 80
 
@@ -50,6 +53,7 @@ def test_each_verb_writes_a_list_of_all_examples(given, tmp_path, words, kept, c
   assert len(keep) == NUM + 2 and keep.num_kept == kept
   assert keep.reasons()['unreadable'] == keep.reasons()['empty'] == 1
   assert f'{kept} of {NUM + 2} examples kept ({words[0]})' in capsys.readouterr().out
+  assert list(keep.errors()) == ['in.jsonl:81']
 
 
 def test_memory_is_planned_before_vectors_are_loaded(given, tmp_path, monkeypatch, capsys):
@@ -84,12 +88,51 @@ def test_a_list_follows_another_and_is_shown_and_exported(given, tmp_path):
   assert len(out.read_text().splitlines()) == 30
 
 
-def test_clusters_go_on_to_scip(given, tmp_path):
+def test_what_is_unreadable_is_named_in_a_file_by_any_method(given, tmp_path, capsys):
+  semdedup = ('semdedup', '--prefer', 'hard', '--eps', '0.001')
+  keep = curated(given, tmp_path, *semdedup)
+  said = capsys.readouterr().out
+  named = tmp_path / 'keep.parquet.rejects.jsonl'
+  assert f'{named} names each that is unreadable' in said
+  assert '1 dropped: unreadable (such as, 1 times: JSONDecodeError' in said
+  (row,) = map(json.loads, named.read_text().splitlines())
+  assert row == {'id': 'in.jsonl:81', 'reason': 'unreadable', 'error': row['error']}
+  assert row['error'] == keep.errors()['in.jsonl:81'] and 'JSONDecodeError' in row['error']
+  out = tmp_path / 'dropped.jsonl'
+  words = ['export', str(tmp_path / 'keep.parquet'), *given[0], '--dropped', '--output', str(out)]
+  assert cli.main(['curate', *words]) == 0
+  rows = {row['id']: row for row in map(json.loads, out.read_text().splitlines())}
+  assert rows['in.jsonl:81']['error'] == row['error'] and rows['e']['error'] == ''
+  (given[1].parent / 'good.jsonl').write_text('{"id": "a", "text": "b"}\n')
+  words = [
+    '--input',
+    str(given[1].parent / 'good.jsonl'),
+    '--output',
+    str(tmp_path / 'keep.parquet'),
+  ]
+  assert cli.main(['curate', 'minhash', *words]) == 0
+  assert not named.exists()
+
+
+def test_clusters_go_on_to_scip(given, tmp_path, capsys):
   out = tmp_path / 'clusters.parquet'
   words = ['--vectors', str(given[1]), '--clusters', '4', '--output', str(out)]
   assert cli.main(['curate', 'cluster', *words]) == 0
   table = read_clusters(out)
   assert len(table) == NUM and set(table['cluster'].to_pylist()) == {0, 1, 2, 3}
+  scip = ['curate', 'scip', '--direction', 'easy', '--keep', '0.5', '--clusters', str(out)]
+  scip += ['--output', str(tmp_path / 'k.parquet')]
+  assert cli.main([*scip, *given[0]]) == 0 and 'no column' not in capsys.readouterr().out
+  assert keep_list.read(tmp_path / 'k.parquet').num_kept == 40
+  lines = (given[1].parent / 'in.jsonl').read_text().replace('text number 7"', 'another"')
+  (tmp_path / 'other.jsonl').write_text(lines)
+  other = ['--input', str(tmp_path / 'other.jsonl'), '--id-field', 'id']
+  assert cli.main([*scip, *other]) == 2
+  said = capsys.readouterr().err
+  assert "1 of their examples are others in the inputs, the first 'd07'" in said
+  pq.write_table(pq.read_table(out).drop_columns(['digest']), out)
+  assert cli.main([*scip, *other]) == 0
+  assert "the clusters have no column 'digest', so only the ids" in capsys.readouterr().out
 
 
 def test_nothing_that_is_read_is_written_over(given, tmp_path, capsys):
@@ -113,10 +156,23 @@ def test_nothing_that_is_read_is_written_over(given, tmp_path, capsys):
 
 def test_what_was_not_read_says_why(given, tmp_path, capsys):
   corpus, directory = given
-  line = ['curate', 'minhash', *corpus, '--output', str(tmp_path / 'k.parquet')]
-  assert cli.main([*line, '--text-field', 'body']) == 1  # a list that keeps nothing
-  said = capsys.readouterr().out
-  assert "82 dropped: unreadable (such as, 81 times: no text in field 'body'; it has" in said
+  out = tmp_path / 'k.parquet'
+  for verb in (('minhash',), ('long_files', '--max-tokens', '14'), ('text_quality', '--keep', '1')):
+    line = ['curate', *verb, *corpus, '--output', str(out)]
+    assert cli.main(line) == 0
+    before = out.read_bytes()
+    assert cli.main([*line, '--text-field', 'body']) == 2
+    said = capsys.readouterr().err
+    assert "none of the 82 examples of the inputs can be read; the first, 'd00': no text" in said
+    assert "in field 'body'; it has" in said and 'by --text-field, pictures by --image' in said
+    assert out.read_bytes() == before
+    assert cli.main([*line, '--image-field', 'body']) == 2
+    assert f'{verb[0]} reads texts; name their field, too' in capsys.readouterr().err
+  words = ['--encoder', 'brought', '--vectors', str(directory.parent / 'x.npz')]
+  words += ['--output', str(tmp_path / 'v'), '--text-field', 'body']
+  assert cli.main(['curate', 'embed', *corpus, *words]) == 2
+  assert 'none of the 82 examples' in capsys.readouterr().err
+  assert not (tmp_path / 'v' / 'examples.parquet').exists()
   (tmp_path / 'none.jsonl').write_text('')
   for verb in (('minhash',), ('long_files', '--max-tokens', '5')):
     words = ['--input', str(tmp_path / 'none.jsonl'), '--output', str(tmp_path / 'n.parquet')]
@@ -138,16 +194,22 @@ def test_a_page_of_another_corpus_is_refused(given, tmp_path, capsys):
   assert 'to be shown is in it' in capsys.readouterr().err
 
 
-def test_half_a_surrogate_pair_goes_through(tmp_path, capsys):
+def test_half_a_character_is_unreadable_and_goes_out_as_it_came(tmp_path, capsys):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"id": "a", "text": "one \\ud800 two"}\n{"id": "b", "text": "three"}\n')
   corpus, keep = ['--input', str(path), '--id-field', 'id'], str(tmp_path / 'k.parquet')
   assert cli.main(['curate', 'minhash', *corpus, '--output', keep]) == 0
   assert cli.main(['curate', 'report', keep, *corpus]) == 0
-  out = tmp_path / 'out.jsonl'
-  assert cli.main(['curate', 'export', keep, *corpus, '--output', str(out)]) == 0
-  assert json.loads(out.read_text('utf-8').splitlines()[0])['text'] == 'one \ud800 two'
-  assert cli.main(['curate', 'export', keep, *corpus, '--output', str(tmp_path / 'o.parquet')]) == 2
+  out, export = tmp_path / 'out.jsonl', ['curate', 'export', keep, *corpus, '--dropped', '--output']
+  assert cli.main([*export, str(out)]) == 0
+  (row,) = map(json.loads, out.read_text('utf-8').splitlines())
+  assert row['text'] == 'one \ud800 two' and row['reason'] == 'unreadable'
+  why = "half a character (a lone surrogate, '\\ud800') at place 4 of field 'text'"
+  assert row['error'] == why
+  data = {'name': 'text', 'path': str(path), 'split': 'all', 'max_bad_fraction': 1.0}
+  batches = make_batches(from_mapping(DataConfig, data, 'data'), batch_size=1, seed=0)
+  assert list(batches.source.documents.names) == ['in.jsonl:2']
+  assert cli.main([*export, str(tmp_path / 'o.parquet')]) == 2
   assert 'which Parquet cannot hold' in capsys.readouterr().err
 
 

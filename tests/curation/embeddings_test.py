@@ -166,6 +166,8 @@ def test_vectors_are_found_by_id_and_take_the_digests_of_the_corpus(tmp_path):
   reason = [''] * (N + 1)
   reason[0] = 'empty'  # doc10
   examples = pa.table({'id': corpus_ids, 'digest': pa.array(digest, pa.uint64()), 'reason': reason})
+  error = ['', 'why', *[''] * (N - 1)]
+  examples = examples.append_column('error', pa.array(error))
   examples = pa.concat_tables([examples.slice(0, 4), examples.slice(4)])
   found = matched(brought(path, ids), examples)
   assert found.ids.to_pylist() == corpus_ids
@@ -176,7 +178,7 @@ def test_vectors_are_found_by_id_and_take_the_digests_of_the_corpus(tmp_path):
   np.testing.assert_allclose(found.x_ND[:], expected_rows, atol=1e-6)
   again = embeddings.write(found, tmp_path / 'v')
   np.testing.assert_array_equal(again.x_ND[:], found.x_ND[:])
-  assert again.reasons() == found.reasons()
+  assert again.reasons() == found.reasons() and again.error_N.tolist() == error
   with pytest.raises(
     ConfigError, match="1 vectors have ids that the corpus does not have.*'doc10'"
   ):

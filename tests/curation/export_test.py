@@ -1,5 +1,6 @@
 """Nothing is lost on the way out, nothing is left behind by what was refused."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -85,3 +86,48 @@ def test_a_folder_is_no_file(given, tmp_path):
   (tmp_path / 'out.jsonl').mkdir()
   with pytest.raises(ConfigError, match='which is a folder'):
     export.export(*given, tmp_path / 'out.jsonl', echo=None)
+
+
+@pytest.mark.parametrize('dropped', [False, True])
+@pytest.mark.parametrize(
+  ('order', 'message'),
+  [
+    ([1, 1, 2, 3, 4, 5], "'d1' comes more than once in the inputs"),
+    ([0, 1, 2, 3, 4, 5, 5], "'d5' comes more than once in the inputs"),
+    ([1, 2, 4, 5], "2 of its 6 examples are not in the inputs, the first 'd0'"),
+    ([0, 1, 2, 3, 4, 5, 6], "'d6' is not in it"),
+  ],
+)
+def test_every_example_of_the_list_comes_once(tmp_path, order, message, dropped):
+  line = lambda n: json.dumps({'id': f'd{n}', 'text': 'x' * (n + 1)})
+  inputs = corpus_of(tmp_path / 'in.jsonl', map(line, range(6)))
+  config = long_files.LongFilesConfig(max_tokens=4)
+  keep = long_files.run(inputs, config, tmp_path / 'work', echo=None)
+  corpus_of(tmp_path / 'in.jsonl', map(line, order))
+  before = sorted(os.listdir(tmp_path))
+  with pytest.raises(ConfigError, match=message):
+    export.export(inputs, keep, tmp_path / 'out.jsonl', dropped=dropped, echo=None)
+  assert sorted(os.listdir(tmp_path)) == before
+
+
+def keep_of(inputs, tmp_path):
+  config = long_files.LongFilesConfig(max_tokens=2)
+  return long_files.run(inputs, config, tmp_path / 'work', echo=None)
+
+
+def test_what_is_dropped_has_the_id_of_the_list(tmp_path):
+  lines = [json.dumps({'id': n, 'text': 'x' * (n + 1)}) for n in range(4)]
+  inputs = corpus_of(tmp_path / 'in.jsonl', [*lines, '{broken'])
+  for of in (inputs, dataclasses.replace(inputs, id_field='')):
+    keep = keep_of(of, tmp_path)
+    for name in ('out.jsonl', 'out.parquet'):
+      assert export.export(of, keep, tmp_path / name, dropped=True, echo=None) == 3
+      rows = read(tmp_path / name)
+      if of is inputs:
+        assert [row['id'] for row in rows] == ['2', '3', 'in.jsonl:5']
+        assert all('record.id' not in row for row in rows)
+      else:
+        assert [row['id'] for row in rows] == ['in.jsonl:3', 'in.jsonl:4', 'in.jsonl:5']
+        assert [row.get('record.id') for row in rows] == [2, 3, None]
+  assert export.export(inputs, keep_of(inputs, tmp_path), tmp_path / 'kept.parquet', echo=None) == 2
+  assert [row['id'] for row in read(tmp_path / 'kept.parquet')] == [0, 1]  # as they stand

@@ -132,6 +132,23 @@ def test_lists_of_different_corpora_do_not_combine():
     keep_list.both(of([1] * 4), of([1] * 3, IDS[:3]))
 
 
+def test_lists_of_other_fields_of_the_same_records_say_so():
+  def of_other_fields(keep, ids):
+    table = of(keep, ids).table
+    return keep_list.make(
+      table['id'], table['digest'].to_numpy() + np.uint64(1), np.ones(len(ids), bool),
+      reason_N=[''] * len(ids), method='other', parameters={},
+    )  # fmt: skip
+
+  first = of([1, 1, 0, 1])
+  with pytest.raises(ConfigError, match='ids are the same.*same --text-field and --image-field'):
+    keep_list.either(first, of_other_fields([1] * 4, IDS))
+  with pytest.raises(ConfigError, match='not of the 3 .*ids are the same, but digests are of the'):
+    keep_list.then(first, of_other_fields([1] * 3, ['a', 'b', 'c']))
+  with pytest.raises(ConfigError, match='make it from those'):
+    keep_list.then(first, of_other_fields([1] * 3, ['a', 'b', 'd']))
+
+
 @pytest.mark.parametrize('rows_per_file', [100, 3])
 def test_what_is_written_is_read(tmp_path, rows_per_file):
   keep = of([1, 0, 0, 1], columns={'nearest': ['x', None, 'y', None]})

@@ -32,7 +32,7 @@ def texts():
   rng = np.random.default_rng(0)
   words = ['the', 'of', 'and', 'Cat', 'sat', 'é', '12', '{', 'end.\n', '\n', "it's", 'ARE', '”']
   out = [' '.join(rng.choice(words, rng.integers(1, 40))) for _ in range(60)]
-  return [*out, '', ' \n\t', out[0], out[1], '\ud800']
+  return [*out, '', ' \n\t', out[0], out[1], '\ufffd']
 
 
 def run(inputs, work, **kwargs):
@@ -128,7 +128,7 @@ def test_what_cannot_be_read_is_a_row_with_its_reason(tmp_path):
   rows = {row['id']: row for row in keep.table.to_pylist()}
   assert {i: (r['keep'], r['reason']) for i, r in rows.items()} == {
     'a': (True, ''), 'b': (False, 'unreadable'), 'in.jsonl:3': (False, 'unreadable'),
-    'c': (False, 'empty'), 'in.jsonl:5': (False, 'unreadable'), 'e': (True, ''),
+    'c': (False, 'empty'), 'in.jsonl:5': (False, 'unreadable'), 'e': (False, 'unreadable'),
   }  # fmt: skip
   assert rows['b']['error'].startswith("no text in field 'text'") and rows['a']['error'] is None
 

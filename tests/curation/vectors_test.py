@@ -252,6 +252,8 @@ def test_a_list_of_other_examples_is_refused():
   keep = semdedup.run(of, SemDedupConfig('hard', keep=0.5), KMEANS, Stages())
   with pytest.raises(ConfigError, match='of 300 other examples'):
     dataclasses.replace(of, digest_N=of.digest_N + np.uint64(1)).only_kept(keep)
+  with pytest.raises(ConfigError, match='embed the corpus that it was made of'):
+    of.at(np.arange(9)).only_kept(keep)
   with pytest.raises(ConfigError, match='without --after.*combine FIRST then SECOND'):
     of.only_kept(keep).only_kept(keep)
 

@@ -208,6 +208,30 @@ def test_inputs_that_give_nothing_or_the_same_name_twice_are_refused(tmp_path):
   assert len(read(*two, id_field='key')) == 8 and len({e.id for e in read(tmp_path)}) == 8
 
 
+def test_unreadable_rows_of_files_of_one_name_have_different_ids(tmp_path):
+  for folder in ('a/in', 'b/in', 'b/c/in'):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / 'p.jsonl').write_bytes(lines() + b'{broken')
+    (tmp_path / folder / 'q.jsonl.gz').write_bytes(gzip.compress(lines(['x'] * 9))[:-9])
+  (tmp_path / 'b' / 'in' / 'z.jsonl').write_text('{broken')
+  folders = [tmp_path / 'a' / 'in', tmp_path / 'b' / 'in', tmp_path / 'b' / 'c' / 'in']
+  by_folder = {e.id for e in read(*folders, id_field='key') if e.error}
+  parts = ('a/in', 'b/in', 'b/c/in')
+  assert by_folder == {
+    'z.jsonl:1', *(f'{p}/p.jsonl:5' for p in parts), *(f'{p}/q.jsonl.gz:broken' for p in parts)
+  }  # fmt: skip
+  in_turn = [e.id for e in read(*folders[::-1], id_field='key') if e.error]
+  assert sorted(in_turn) == sorted(by_folder)
+  files = [folder / name for folder in folders for name in ('p.jsonl', 'q.jsonl.gz')]
+  assert {e.id for e in read(*files, id_field='key') if e.error} == by_folder - {'z.jsonl:1'}
+  # A file that is called so already.
+  other = tmp_path / 'd'
+  (other / 'a' / 'in').mkdir(parents=True)
+  (other / 'a' / 'in' / 'p.jsonl').write_text('\n' * 4 + '{broken')
+  found = [e.id for e in read(*folders, other, id_field='key') if e.error]
+  assert len(found) == len(set(found)) == 8
+
+
 def test_an_id_that_no_file_can_hold_is_an_error_of_its_record(tmp_path):
   path = tmp_path / 'a.jsonl'
   path.write_text('{"id": "\\ud800", "text": "x"}\n{"id": "b", "text": "y"}\n')

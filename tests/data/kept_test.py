@@ -1,5 +1,6 @@
 """A keep-list shows training the kept records only, as if there had never been others."""
 
+import dataclasses
 import io
 import sys
 import zipfile
@@ -415,3 +416,74 @@ def test_without_pyarrow_it_says_what_to_install(tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match=r"pip install 'jaxmm\[curation\]'"):
     _batches(config)
   assert _batches(_data(tmp_path / 'x.jsonl')).num_records
+
+
+def _digests(path, **fields):
+  config = CorpusConfig((str(path),), **fields)
+  found = [e for shard in corpus.shards(config) for e in corpus.examples(shard, config)]
+  return np.array([kept.digest(e.id, e.content) for e in found], np.uint64)
+
+
+@pytest.mark.parametrize('kind', ['folder', 'zip'])
+def test_other_pictures_of_the_same_names_are_refused(tmp_path, folder, kind):
+  path = folder
+  names = _ids(folder, suffixes=('.png',))
+  if kind == 'zip':
+    path = tmp_path / 'p.zip'
+
+  def write(shift):
+    for i, name in enumerate(names):
+      (folder / name).write_bytes(_picture(i + shift))
+    if kind == 'zip':
+      with zipfile.ZipFile(path, 'w') as archive:
+        for name in names:
+          archive.write(folder / name, name)
+
+  write(0)
+  digest_N = _digests(path, suffixes=('.png',))
+  where = str(write_list(tmp_path / 'k.parquet', _some(names), digest=digest_N))
+  config = _pictures(path, keep_list=where)
+  before = [_batches(config).at(step)['image_BYXC'] for step in range(8)]
+  write(1)
+  with pytest.raises(ConfigError, match=r"k.parquet': the record '.*png' is another than when"):
+    _batches(config).at(0)
+  with pytest.raises(ConfigError, match='make it anew.*data.check_digests=False'):
+    list(_batches(dataclasses.replace(config, threads=2)).once())
+  with pytest.raises(ConfigError, match='is another than when'):
+    _batches(dataclasses.replace(config, max_records=3)).at(0)
+  unchecked = _batches(dataclasses.replace(config, check_digests=False))
+  assert unchecked.kept_fingerprint and np.any(unchecked.at(0)['image_BYXC'] != before[0])
+
+
+@pytest.mark.parametrize('fields', [('', 'image'), ('cap', ''), ('cap', 'image')])
+def test_array_records_are_compared_with_what_the_list_was_made_of(tmp_path, fields):
+  path = tmp_path / 'x.array_record'
+
+  def write(word, shift):
+    records = [{'image': _picture(i + shift), 'label': 0, 'cap': f'{word} {i}'} for i in range(9)]
+    write_array_records(path, records)
+
+  write('cap', 0)
+  made_of = dict(zip(('text_field', 'image_field'), fields))
+  digest_N = _digests(path, **made_of)
+  where = str(write_list(tmp_path / 'k.parquet', _some(_ids(path)), digest=digest_N))
+  values = {'name': 'array_record', 'path': str(path), 'split': 'all', 'image_size': SIZE}
+  config = from_mapping(DataConfig, values | {'keep_list': where, 'text': {'field': 'cap'}}, 'data')
+  batches = _batches(config)
+  assert batches.at(0)['valid_B'].all() and batches.num_records == 5
+  for word, shift in (('other', 0), ('cap', 1)):
+    write(word, shift)
+    if fields == (('', 'image') if word == 'other' else ('cap', '')):
+      assert _batches(config).at(0)['valid_B'].all()  # the list did not look at that field
+    else:
+      with pytest.raises(ConfigError, match='is another than when the list was made'):
+        _batches(config).at(0)
+
+
+def test_records_without_bytes_are_known_by_their_ids_and_that_is_said(tmp_path, caplog):
+  source = ArraySource(np.zeros((4, SIZE, SIZE, 3), np.uint8))
+  verdicts = {f'arrays[{i}]': i > 1 for i in range(4)}
+  where = str(write_list(tmp_path / 'k.parquet', verdicts, digest=np.arange(4, dtype=np.uint64)))
+  config = DataConfig(name='arrays', image_size=SIZE, keep_list=where)
+  assert _batches(config, source=source, batch_size=2).at(0)['valid_B'].all()
+  assert 'by ids alone' in caplog.text

@@ -8,12 +8,14 @@ import tarfile
 import threading
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
 from jaxmm.config import ConfigError
+from jaxmm.data import kept
 from jaxmm.data.pipeline import DataConfig, make_batches
 from jaxmm.data.tfds_source import TfdsSource
 from tests.references.kept_records import write_list
@@ -56,6 +58,16 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
   batches = make_batches(dataclasses.replace(config, keep_list=where), batch_size=2, seed=0)
   pictures = batches.at(7)['image_BYXC'][:, 0, 0, 0]
   assert {batches.describe(0), batches.describe(1)} == {ids[1], ids[3]} and len(set(pictures)) == 2
+  digest_N = [kept.digest(n, b'\0' + batches.source[i]['image']) for i, n in enumerate(ids)]
+  for of_3, is_other in ((digest_N[3], False), (digest_N[2], True)):
+    digests = pa.array([*digest_N[:3], of_3, digest_N[4]], pa.uint64())
+    write_list(tmp_path / 'keep.parquet', verdicts, digest=digests)
+    batches = make_batches(dataclasses.replace(config, keep_list=where), batch_size=2, seed=0)
+    if is_other:
+      with pytest.raises(ConfigError, match=r'train\[3\].* is another than when the list was made'):
+        batches.at(0)
+    else:
+      assert batches.at(0)['valid_B'].all()
 
 
 def test_tfds_says_what_went_wrong(tmp_path):

@@ -1,6 +1,7 @@
 """The page says of every example what became of it, and escapes what stands in a corpus."""
 
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jaxmm.curation import keep_list
+from jaxmm.curation import embeddings, keep_list, minhash_job, semdedup, vectors
+from jaxmm.curation.kmeans import KMeansConfig
+from jaxmm.curation.minhash import MinHashConfig
+from jaxmm.curation.semdedup import SemDedupConfig
+from jaxmm.curation.stages import Stages
+from jaxmm.data.corpus import CorpusConfig
 from jaxmm.report import keep_list_page
 
 
@@ -112,6 +118,32 @@ def test_a_method_that_follows_is_counted_by_what_it_was_asked_about(path, tmp_p
   of = keep_list_page.KeepListFile(tmp_path / 'then.parquet')
   assert [int(part.asked_N.sum()) for part in of.parts] == [40, 16]
   assert of.parts[1].counts() == {'': 16}
+
+
+def test_survivors_of_minhash_are_in_no_curve_of_what_eps_keeps(tmp_path):
+  texts = [f'the {n} document that says nothing but {n} and {n * n} again' for n in range(9)]
+  lines = [json.dumps({'text': text}) + '\n' for text in [*texts, texts[0]]]
+  (tmp_path / 'in.jsonl').write_text(''.join(lines))
+  inputs = CorpusConfig((str(tmp_path / 'in.jsonl'),))
+  keep = minhash_job.run(inputs, MinHashConfig(threshold=0.9), tmp_path / 'work', echo=None)
+  keep_list.write(keep, tmp_path / 'k.parquet')
+  assert keep.num_kept == 9
+  of = keep_list_page.KeepListFile(tmp_path / 'k.parquet')
+  html = keep_list_page.keep_list_page(of, {}).html()
+  assert 'share kept' not in html and '>Scores<' not in html
+
+
+@pytest.mark.parametrize('eps', [0.02, 0.1, 0.5])
+def test_the_curve_says_what_semdedup_keeps_at_any_eps(tmp_path, eps):
+  x_ND = np.random.default_rng(0).standard_normal((60, 3))
+  of = vectors.of_embeddings(embeddings.of_arrays([f'd{n}' for n in range(60)], x_ND))
+  config = KMeansConfig(2, iterations=3)
+  run = lambda at: semdedup.run(of, SemDedupConfig('hard', eps=at), config, Stages())
+  keep_list.write(run(0.05), tmp_path / 'k.parquet')
+  found, share = keep_list_page.KeepListFile(tmp_path / 'k.parquet').whole.kept_by_eps
+  kept = run(eps).num_kept
+  assert np.all(np.diff(found) >= 0) and 2 < kept < 60
+  assert round(share[np.searchsorted(found, eps)] * 60) == kept
 
 
 def test_the_page_is_bounded(path):
