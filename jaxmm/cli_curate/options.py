@@ -17,7 +17,8 @@ def corpus(p: argparse.ArgumentParser, without: str = '') -> None:
     required=not without,
     metavar='FILE',
     help='files, folders, patterns or URLs: JSON lines (.gz, .zst), Parquet, WebDataset tar, '
-    'ArrayRecord, pictures, text and source files' + (f'; default: {without}' if without else ''),
+    'ArrayRecord (of JSON, local), pictures, zips of pictures, text and source files; or '
+    'tfds:NAME/SPLIT, with --text-field and --image-field' + (f'; default: {without}' if without else ''),
   )
   of.add_argument(
     '--format',
