@@ -110,7 +110,8 @@ def add_scip(methods, verb) -> None:
     '--direction',
     required=True,
     choices=['easy', 'hard'],
-    help="easy is the paper's: prunes small clusters and far files; hard prunes the opposite",
+    help="easy is the paper's: prunes small clusters and far files, so that easy ones stay as with "
+    '--prefer easy of other methods; hard prunes the opposite',
   )
   share = p.add_mutually_exclusive_group(required=True)
   share.add_argument('--keep', type=float, metavar='SHARE', help='share of the files to keep')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxmm.cli_curate import several
 from jaxmm.cli_curate.options import at_least, corpus, corpus_of, processes
 
 OURS = ('minilm', 'image', 'tokenizer', 'lm')
@@ -45,6 +46,7 @@ def add(methods, verb) -> None:
     metavar='NAME',
     help='of the ids in .npz and Parquet; default: %(default)s',
   )
+  several.add_options(p, 'the corpus and the output')
 
 
 def of_encoder(p) -> None:
@@ -115,6 +117,7 @@ def embed(options, directory: str) -> None:
 
 
 def _brought(options) -> int:
+  import jax
   import pyarrow as pa
 
   from jaxmm.curation import brought, embedding_inputs, embeddings, runners
@@ -125,7 +128,9 @@ def _brought(options) -> int:
   tables = embedding_inputs.listed(
     corpus_of(options), 'any', f'{options.output}/work', runners.chosen(options.processes)
   )
-  out = embeddings.write(brought.matched(vectors, pa.concat_tables(tables)), options.output)
+  out = brought.matched(vectors, pa.concat_tables(tables))
+  if jax.process_index() == 0:
+    out = embeddings.write(out, options.output)
   bad = ''.join(f', {number:,} {name}' for name, number in out.reasons().items())
   print(f'{options.output}: {len(out):,} examples, width {out.x_ND.shape[1]}{bad}')
   return 0

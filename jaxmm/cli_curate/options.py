@@ -18,7 +18,8 @@ def corpus(p: argparse.ArgumentParser, without: str = '') -> None:
     metavar='FILE',
     help='files, folders, patterns or URLs: JSON lines (.gz, .zst), Parquet, WebDataset tar, '
     'ArrayRecord (of JSON, local), pictures, zips of pictures, text and source files; or '
-    'tfds:NAME/SPLIT, with --text-field and --image-field' + (f'; default: {without}' if without else ''),
+    'tfds:NAME/SPLIT, with --text-field and --image-field'
+    + (f'; default: {without}' if without else ''),
   )
   of.add_argument(
     '--format',
@@ -199,7 +200,7 @@ def tidied(options):
       if any(files for _, _, files in os.walk(workdir)):
         error.add_note(f'what was done before that is in {workdir}; delete it if you do not go on')
       else:
-        shutil.rmtree(workdir)
+        shutil.rmtree(workdir, ignore_errors=True)  # of several processes one is first
     raise
 
 

@@ -37,18 +37,18 @@ class D4Config:
   """What D4 keeps.
 
   Attributes:
+    prefer: 'hard' drops the most prototypical (the paper), 'easy' the least.
     keep: R, share of the usable rows that is kept.
     dedup_keep: R_dedup, share that SemDeDup leaves.
     recluster: whether the second clustering is made (step 3); else distances are of the first.
-    prefer: 'hard' drops the most prototypical (the paper), 'easy' the least.
     balance: as of PrototypesConfig.
     kmeans: of both clusterings.
   """
 
+  prefer: str
   keep: float
   dedup_keep: float = 0.75
   recluster: bool = True
-  prefer: str = 'hard'
   balance: float = 0.0
   kmeans: KMeansConfig = dataclasses.field(default_factory=KMeansConfig)
 

@@ -82,7 +82,10 @@ def test_no_process_is_refused_before_anything_is_read(corpus, tmp_path, number,
     ('long_files --max-tokens 9 --tokens nothing', 'package.module:function (--tokens)'),
     ('text_quality --keep 2', 'keep is 2.0, expected a share in (0, 1] (--keep)'),
     ('text_quality --keep 0.5 --rules a', "rules names 'a', expected some of"),
-    ('d4 --keep 0.9', 'keep is the share of both steps together (--keep, --dedup-keep)'),
+    (
+      'd4 --prefer hard --keep 0.9',
+      'keep is the share of both steps together (--keep, --dedup-keep)',
+    ),
     ('prototypes --prefer hard --keep 0.5 --fit-rows -1', 'at least 0 (--fit-rows)'),
     ('dbp --prefer hard --keep 0.5 --neighbours 0', '(--neighbours)'),
   ],
@@ -131,7 +134,7 @@ def test_work_that_was_done_is_said_and_no_empty_folder_is_left(corpus, tmp_path
   assert "1 ids come more than once, the first 'd3'" in said
   assert f'what was done before that is in {tmp_path / "v"}; delete it' in said
   vectors = ['--vectors', tmp_path / 'nowhere', '--output', tmp_path / 'd.parquet']
-  assert run('d4', '--keep', '0.5', *vectors) == 2
+  assert run('d4', '--prefer', 'hard', '--keep', '0.5', *vectors) == 2
   assert not (tmp_path / 'd.parquet.work').exists()
 
 
