@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxmm.cli_curate import several
-from jaxmm.cli_curate.options import at_least, corpus, corpus_of, processes
+from jaxmm.cli_curate.options import at_least, begin, corpus, corpus_of, processes
 
 OURS = ('minilm', 'image', 'tokenizer', 'lm')
 ENCODERS = (*OURS, 'brought')
@@ -82,6 +82,7 @@ def of_encoder(p) -> None:
 
 def _embed(options) -> int:
   _check(options)
+  begin(options)
   if options.encoder == 'brought':
     return _brought(options)
   embed(options, options.output)

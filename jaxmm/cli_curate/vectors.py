@@ -300,6 +300,7 @@ def _given(options):
   if (options.vectors is None) == (options.input is None):
     raise ConfigError('give either --vectors DIR or --input FILE..., which is embedded first')
   first = keep_list.read(options.after) if options.after else None
+  common.begin(options)
   workdir = workdir_of(options)
   directory = options.vectors
   if directory is None:
@@ -325,16 +326,14 @@ def _plan(options, shape, usable: int) -> None:
   from jaxmm.config import ConfigError
   from jaxmm.curation import memory_plan
 
-  plan = memory_plan.of_vectors(
-    *shape,
-    _kmeans_of(options),
+  given = dict(
     on_disk=options.on_disk,
     compared=options.method in ('d4', 'semdedup'),
     usable=usable,
     devices=jax.device_count(),
     processes=jax.process_count(),
   )
-  print(f'memory: {plan}')
+  print(f'memory: {memory_plan.of_vectors(*shape, _kmeans_of(options), **given)}')
   limit = memory_plan.available()
   if options.memory is not None:
     if options.memory <= 0:
@@ -343,4 +342,4 @@ def _plan(options, shape, usable: int) -> None:
   if limit is None:
     print('memory: this system does not say how much is left; --memory GIB has it checked')
   else:
-    memory_plan.check(plan, limit, *shape)
+    memory_plan.check(limit, *shape, _kmeans_of(options), **given)

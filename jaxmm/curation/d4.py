@@ -75,6 +75,7 @@ def run(of: Vectors, config: D4Config, stages: Stages) -> KeepList:
     config: how.
     stages: where finished stages are kept, the mesh, and who is told.
   """
+  vectors.check_share(config.keep, of)
   first, near = semdedup.compared(of, config.kmeans, config.prefer, stages)
   stays_U = semdedup.kept(near.similarity_N, SemDedupConfig(config.prefer, keep=config.dedup_keep))
   left_V = np.flatnonzero(stays_U)

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from jaxmm.config import ConfigError
 from jaxmm.curation import work_tables
+from jaxmm.data import corpus
 from jaxmm.data.corpus import Shard
 
 Echo = Callable[[str], None]
@@ -183,12 +184,18 @@ def map_shards(
   return [work_tables.read(task.path) for task in tasks]
 
 
-def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
+def check_some(
+  tables: Sequence[pa.Table], shards: Sequence[Shard], inputs: corpus.CorpusConfig
+) -> None:
   """Raises ConfigError for a corpus without any record, readable or not."""
-  if not sum(len(table) for table in tables):
-    raise ConfigError(
-      f'the inputs hold no example: {len(shards)} files, the first {shards[0].path}, are empty'
-    )
+  if sum(len(table) for table in tables):
+    return
+  over = corpus.passed_over(inputs)
+  passed = ', '.join(f'{number:,} {why}' for why, number in over.items())
+  raise ConfigError(
+    f'the inputs hold no example: {len(shards)} files, the first {shards[0].path}'
+    + (f'; passed over: {passed} (of a zip pictures are read)' if over else ', are empty')
+  )
 
 
 def _file_name(name, index: int, shard: Shard, settings, particular) -> str:
