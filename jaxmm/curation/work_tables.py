@@ -12,6 +12,7 @@ import uuid
 
 import pyarrow as pa
 
+from jaxmm.config import RunError
 from jaxmm.data import corpus
 from jaxmm.data.input_files import file_system, is_url
 
@@ -58,6 +59,7 @@ def state(path: str) -> list:
 
   Raises:
     FileNotFoundError: it is not there.
+    RunError: the store does not say.
   """
   if corpus.is_tfds(path):
     from jaxmm.data import tfds_source  # seconds to import, for those who use it
@@ -67,7 +69,12 @@ def state(path: str) -> list:
     status = os.stat(path.removeprefix('file://'))
     return [status.st_size, status.st_mtime_ns]
   fs, remote = file_system(path)
-  found = fs.info(remote)
+  try:
+    found = fs.info(remote)
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # every store has its own
+    raise RunError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
   version = [str(found[name]) for name in _VERSION if found.get(name)]
   # What lies in an archive is as new as the archive.
   _, chained, behind = path.partition('::')
