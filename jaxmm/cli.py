@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxmm
-from jaxmm.cli_curate import training
+from jaxmm.cli_curate import several, training
 from jaxmm.config import ConfigError, RunError
 from jaxmm.train.memory import keep_freed_memory
 
@@ -166,26 +166,11 @@ def _add_train(verbs):
     setting='model.regularizer.weight=0.5',
   )  # fmt: skip
   training.add_options(p)
-  several = p.add_argument_group(
-    'several processes', 'the same command in each; every one sees the data and the workdir'
-  )
-  several.add_argument('--coordinator', metavar='HOST:PORT', help='where process 0 listens')
-  several.add_argument('--process-id', type=int, metavar='I', help='of this process, from 0')
-  several.add_argument('--process-count', type=int, metavar='N', help='how many there are')
-  several.add_argument(
-    '--distributed', action='store_true', help='find all three: on TPU pods and under SLURM'
-  )
+  several.add_options(p, 'the data and the workdir')
 
 
 def _train(options) -> int:
-  from jaxmm.train import processes
-
-  processes.join(
-    options.coordinator,
-    options.process_id,
-    options.process_count,
-    is_found=options.distributed,
-  )
+  several.join(options)
   return training.train(options, options.overrides)
 
 

@@ -45,7 +45,7 @@ def corpora(data_path, scale):
 
 def selected(pool, seed, directory, echo):
   """What D4 keeps, with the paper's R_dedup."""
-  config = D4Config(KEEP, 0.75, kmeans=KMeansConfig(seed=seed))
+  config = D4Config('hard', KEEP, 0.75, kmeans=KMeansConfig(seed=seed))
   return d4.run(pool.vectors(), config, Stages(directory, echo=echo))
 
 

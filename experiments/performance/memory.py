@@ -25,8 +25,8 @@ import vectors
 JOBS = {
   'k-means': ['cluster'],
   'semdedup': ['semdedup', '--prefer', 'hard', '--keep', '0.75'],
-  'd4': ['d4', '--keep', '0.6'],
-  'd4, on disk': ['d4', '--keep', '0.6', '--on-disk', '--fit-rows', '20000'],
+  'd4': ['d4', '--prefer', 'hard', '--keep', '0.6'],
+  'd4, on disk': ['d4', '--prefer', 'hard', '--keep', '0.6', '--on-disk', '--fit-rows', '20000'],
   'one cluster, on disk': (
     'semdedup --prefer hard --keep 0.75 --clusters 1 --on-disk --fit-rows 2000'
   ).split(),

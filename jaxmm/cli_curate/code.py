@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jaxmm.cli_curate.options import (
+  begin,
   corpus,
   output,
   runner_of,
@@ -67,11 +68,13 @@ def add_long_files(methods, verb) -> None:
 
 
 def _long_files(options) -> int:
-  from jaxmm.curation import long_files
+  from jaxmm.curation import long_files, token_counts
 
   config = long_files.LongFilesConfig(
     options.drop_token_share, options.drop_file_share, options.max_tokens
   )
+  token_counts.counter(options.tokens)  # refuses what is none
+  begin(options)
   keep = long_files.run(
     texts_of(options),
     config,
@@ -111,7 +114,8 @@ def add_scip(methods, verb) -> None:
     '--direction',
     required=True,
     choices=['easy', 'hard'],
-    help="easy is the paper's: prunes small clusters and far files; hard prunes the opposite",
+    help="easy is the paper's: prunes small clusters and far files, so that easy ones stay as with "
+    '--prefer easy of other methods; hard prunes the opposite',
   )
   share = p.add_mutually_exclusive_group(required=True)
   share.add_argument('--keep', type=float, metavar='SHARE', help='share of the files to keep')
@@ -134,7 +138,7 @@ def add_scip(methods, verb) -> None:
 
 
 def _scip(options) -> int:
-  from jaxmm.curation import length_confounding, scip, scip_job
+  from jaxmm.curation import length_confounding, scip, scip_job, token_counts
 
   config = scip.ScipConfig(
     options.direction,
@@ -143,9 +147,12 @@ def _scip(options) -> int:
     alpha=options.alpha,
     length_bins=options.length_bins,
   )
+  clusters = scip_job.read_clusters(options.clusters)
+  token_counts.counter(options.tokens)  # refuses what is none
+  begin(options)
   keep = scip_job.run(
     texts_of(options),
-    scip_job.read_clusters(options.clusters),
+    clusters,
     config,
     workdir_of(options),
     counter=options.tokens,
@@ -188,6 +195,7 @@ def _corrupt(options) -> int:
 
   kinds = {'kinds': tuple(options.kinds)} if options.kinds else {}
   config = corruptions_job.CorruptionsConfig(**kinds, rate=options.rate, seed=options.seed)
+  begin(options)
   table = corruptions_job.run(
     texts_of(options),
     config,

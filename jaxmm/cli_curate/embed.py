@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import at_least, corpus, corpus_of, processes
+from jaxmm.cli_curate import several
+from jaxmm.cli_curate.options import at_least, begin, corpus, corpus_of, processes
 
 OURS = ('minilm', 'image', 'tokenizer', 'lm')
 ENCODERS = (*OURS, 'brought')
@@ -45,6 +46,7 @@ def add(methods, verb) -> None:
     metavar='NAME',
     help='of the ids in .npz and Parquet; default: %(default)s',
   )
+  several.add_options(p, 'the corpus and the output')
 
 
 def of_encoder(p) -> None:
@@ -80,6 +82,7 @@ def of_encoder(p) -> None:
 
 def _embed(options) -> int:
   _check(options)
+  begin(options)
   if options.encoder == 'brought':
     return _brought(options)
   embed(options, options.output)
@@ -116,6 +119,7 @@ def embed(options, directory: str, anew: bool = False) -> None:
 
 
 def _brought(options) -> int:
+  import jax
   import pyarrow as pa
 
   from jaxmm.curation import brought, embedding_inputs, embeddings, runners
@@ -126,7 +130,9 @@ def _brought(options) -> int:
   tables = embedding_inputs.listed(
     corpus_of(options), 'any', f'{options.output}/work', runners.chosen(options.processes)
   )
-  out = embeddings.write(brought.matched(vectors, pa.concat_tables(tables)), options.output)
+  out = brought.matched(vectors, pa.concat_tables(tables))
+  if jax.process_index() == 0:
+    out = embeddings.write(out, options.output)
   bad = ''.join(f', {number:,} {name}' for name, number in out.reasons().items())
   print(f'{options.output}: {len(out):,} examples, width {out.x_ND.shape[1]}{bad}')
   return 0

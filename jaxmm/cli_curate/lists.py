@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
-from jaxmm.cli_curate.options import corpus, corpus_of, say, written
+from jaxmm.cli_curate.options import begin, corpus, corpus_of, say, written
 from jaxmm.config import ConfigError
 
 _OTHER = (
@@ -37,7 +37,9 @@ def _combine(options) -> int:
   from jaxmm.curation import keep_list
 
   join = {'and': keep_list.both, 'or': keep_list.either, 'then': keep_list.then}[options.how]
-  return written(join(keep_list.read(options.first), keep_list.read(options.second)), options)
+  keep = join(keep_list.read(options.first), keep_list.read(options.second))
+  begin(options)
+  return written(keep, options)
 
 
 def _add_report(methods, verb) -> None:
@@ -63,6 +65,7 @@ def _report(options) -> int:
 
   keep = keep_list.read(options.keep)  # refuses what is damaged
   of = KeepListFile(options.keep)
+  begin(options)
   wanted, contents = of.shown(), {}
   rows = keep.table.filter(pc.is_in(keep.table['id'], pa.array(sorted(wanted), pa.string())))
   digests = dict(zip(rows['id'].to_pylist(), rows['digest'].to_pylist()))
@@ -109,6 +112,7 @@ def _export(options) -> int:
   from jaxmm.curation import export, keep_list
 
   keep = keep_list.read(options.keep)
+  begin(options)
   export.export(corpus_of(options), keep, pathlib.Path(options.output), dropped=options.dropped)
   return 0
 

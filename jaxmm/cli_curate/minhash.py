@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, runner_of, running, texts_of, workdir_of, written
+from jaxmm.cli_curate.options import (
+  begin,
+  corpus,
+  runner_of,
+  running,
+  texts_of,
+  workdir_of,
+  written,
+)
 
 
 def add(methods, verb) -> None:
@@ -68,6 +76,7 @@ def _minhash(options) -> int:
     seed=options.seed,
     shingles=ShingleConfig(options.shingle, options.shingle_size),
   )
+  begin(options)
   keep = minhash_job.run(
     texts_of(options),
     config,

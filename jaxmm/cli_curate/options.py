@@ -18,7 +18,9 @@ def corpus(p: argparse.ArgumentParser, without: str = '') -> None:
     required=not without,
     metavar='FILE',
     help='files, folders, patterns or URLs: JSON lines (.gz, .zst), Parquet, WebDataset tar, '
-    'ArrayRecord, pictures, text and source files' + (f'; default: {without}' if without else ''),
+    'ArrayRecord (of JSON, local), pictures, zips of pictures, text and source files; or '
+    'tfds:NAME/SPLIT, with --text-field and --image-field'
+    + (f'; default: {without}' if without else ''),
   )
   of.add_argument(
     '--format',
@@ -154,7 +156,7 @@ _READ = ('keep', 'first', 'second', 'after', 'clusters', 'weights', 'vectors', '
 
 
 def check_output(options) -> None:
-  """Refuses to write over what is read, or where nothing can be written; says what is replaced.
+  """Refuses to write over what is read or is the user's, or where nothing can be written.
 
   Raises:
     ConfigError: --output is an input, a keep-list or another file that the verb reads, or a folder
@@ -176,12 +178,23 @@ def check_output(options) -> None:
   for other in read:
     if isinstance(other, str) and os.path.realpath(other) == same:
       raise ConfigError(f'--output {path!r} is read by this command; name another file')
-  if not _is_of_folders(options):
+
+
+def begin(options) -> None:
+  """Says what is replaced and what is passed over; called once the settings are checked."""
+  from jaxmm.data import corpus as of_corpus
+
+  path = getattr(options, 'output', None)
+  if path and os.path.exists(path) and not _is_of_folders(options):
     print(f'{path} is there already; it is replaced once this is done')
+  if getattr(options, 'input', None):
+    over = of_corpus.passed_over(corpus_of(options))
+    if over:
+      print('passed over: ' + ', '.join(f'{number:,} {why}' for why, number in over.items()))
 
 
 def _is_of_folders(options) -> bool:
-  return options.method == 'embed'
+  return getattr(options, 'method', '') == 'embed'
 
 
 def _check_place(path: str, options) -> None:
@@ -190,6 +203,12 @@ def _check_place(path: str, options) -> None:
   if _is_of_folders(options):
     if os.path.isfile(path):
       raise ConfigError(f'--output {path!r} is a file; name a folder')
+    other = _not_of_embeddings(path)
+    if other:
+      raise ConfigError(
+        f'--output {path!r} holds other files than embeddings, such as {other!r}; name a folder '
+        'that is empty, not there yet, or of embeddings'
+      )
   elif os.path.isdir(path):
     in_parts = os.path.exists(os.path.join(path, 'part-00000.parquet'))
     if not in_parts or not path.endswith('.parquet'):
@@ -201,6 +220,18 @@ def _check_place(path: str, options) -> None:
       raise ConfigError(f'--output {path!r} cannot be made: {above} is a file')
   if above != os.path.abspath(path) and not os.access(above, os.W_OK):
     raise ConfigError(f'--output {path!r} cannot be made: nothing may be written to {above}')
+
+
+def _not_of_embeddings(folder: str) -> str:
+  """A file in a folder that `embed` would not have written there; '' for none."""
+  if not os.path.isdir(folder):
+    return ''
+  work = os.path.join(folder, 'work')
+  listed = os.listdir(work) if os.path.isdir(work) else []
+  strange = [f'work/{name}' for name in listed if not name.startswith('listed-')]
+  if not os.path.exists(os.path.join(folder, 'vectors', 'manifest.json')):
+    strange += [name for name in os.listdir(folder) if name != 'work']
+  return min(strange, default='')
 
 
 @contextlib.contextmanager
@@ -221,7 +252,7 @@ def tidied(options):
       if any(files for _, _, files in os.walk(workdir)):
         error.add_note(f'what was done before that is in {workdir}; delete it if you do not go on')
       else:
-        shutil.rmtree(workdir)
+        shutil.rmtree(workdir, ignore_errors=True)  # of several processes one is first
     raise
 
 

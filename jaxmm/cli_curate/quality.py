@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from jaxmm.cli_curate.options import corpus, runner_of, running, texts_of, workdir_of, written
+from jaxmm.cli_curate.options import (
+  begin,
+  corpus,
+  runner_of,
+  running,
+  texts_of,
+  workdir_of,
+  written,
+)
 
 # Those of `curation.text_quality.CHOICES`, which is not imported before a verb runs.
 READINGS = {
@@ -97,9 +105,12 @@ def _quality(options) -> int:
   else:
     weights = text_quality.read_weights(options.weights)
     weights = weights.of_rules(options.rules) if options.rules else weights
+  config = _config_of(options, weights.of)
+  text_quality_job.check(config, weights, options.keep, options.parser)
+  begin(options)
   keep = text_quality_job.run(
     texts_of(options),
-    _config_of(options, weights.of),
+    config,
     weights,
     workdir_of(options),
     keep=options.keep,
@@ -115,6 +126,7 @@ def _weights(options) -> int:
 
   config, parser = _config_of(options, options.rules), text_parser.named(options.parser)
   config.check(parser)
+  begin(options)
   judge = text_judge.line_scorer(options.model, options.batch)
   texts = text_quality_weights.sample(texts_of(options), options.documents)
   fitted = text_quality_weights.fitted(texts, config, judge, parser=parser, echo=print)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from jaxmm.cli_curate import embed
+from jaxmm.cli_curate import embed, several
 from jaxmm.cli_curate import options as common
 from jaxmm.cli_curate.options import corpus, workdir_of, written
 
@@ -82,6 +82,7 @@ def _vectors(p: argparse.ArgumentParser, what: str = 'the keep-list') -> None:
   memory.add_argument(
     '--on-disk', action='store_true', help='read vectors from a file in --workdir as needed'
   )
+  several.add_options(p, 'the vectors, the corpus and --workdir')
 
 
 def _share(
@@ -107,7 +108,7 @@ def _add_d4(methods, verb) -> None:
     'D4: semantic duplicates go, what is left is clustered again, and its most prototypical '
     'examples go.',
     'jaxmm curate d4 --input corpus/*.jsonl.gz --text-field text --id-field id \\\n'
-    '    --keep 0.6 --output keep.parquet',
+    '    --prefer hard --keep 0.6 --output keep.parquet',
   )  # fmt: skip
   _share(p, 'R, share that is kept of the examples with a vector; at most --dedup-keep')
   p.add_argument(
@@ -118,7 +119,7 @@ def _add_d4(methods, verb) -> None:
   )
   p.add_argument('--no-recluster', action='store_true', help='rank by the first clustering')
   p.add_argument(
-    '--prefer', default='hard', choices=['hard', 'easy'], help=_ORDER + '; default: %(default)s'
+    '--prefer', required=True, choices=['hard', 'easy'], help=f"{_ORDER}; the paper's: hard"
   )
   _balance(p)
   _vectors(p)
@@ -192,10 +193,10 @@ def _d4(options) -> int:
   from jaxmm.curation import d4
 
   config = d4.D4Config(
+    options.prefer,
     options.keep,
     options.dedup_keep,
     recluster=not options.no_recluster,
-    prefer=options.prefer,
     balance=options.balance,
     kmeans=_kmeans_of(options),
   )
@@ -252,11 +253,14 @@ def _add_cluster(methods, verb) -> None:
 
 
 def _cluster(options) -> int:
+  import jax
   import pyarrow as pa
   import pyarrow.parquet as pq
 
   of, stages, _ = _given(options)
   found = stages.clustering('kmeans', of, _kmeans_of(options))
+  if jax.process_index():
+    return 0
   table = pa.table(
     {
       'id': of.ids.take(pa.array(of.usable_U)),
@@ -297,6 +301,7 @@ def _given(options):
   if (options.vectors is None) == (options.input is None):
     raise ConfigError('give either --vectors DIR or --input FILE..., which is embedded first')
   first = keep_list.read(options.after) if options.after else None
+  common.begin(options)
   workdir = workdir_of(options)
   directory = options.vectors
   if directory is None:
@@ -322,16 +327,14 @@ def _plan(options, shape, usable: int) -> None:
   from jaxmm.config import ConfigError
   from jaxmm.curation import memory_plan
 
-  plan = memory_plan.of_vectors(
-    *shape,
-    _kmeans_of(options),
+  given = dict(
     on_disk=options.on_disk,
     compared=options.method in ('d4', 'semdedup'),
     usable=usable,
     devices=jax.device_count(),
     processes=jax.process_count(),
   )
-  print(f'memory: {plan}')
+  print(f'memory: {memory_plan.of_vectors(*shape, _kmeans_of(options), **given)}')
   limit = memory_plan.available()
   if options.memory is not None:
     if options.memory <= 0:
@@ -340,4 +343,4 @@ def _plan(options, shape, usable: int) -> None:
   if limit is None:
     print('memory: this system does not say how much is left; --memory GIB has it checked')
   else:
-    memory_plan.check(plan, limit, *shape)
+    memory_plan.check(limit, *shape, _kmeans_of(options), **given)

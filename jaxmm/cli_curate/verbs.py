@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jaxmm.cli_curate import apply, code, embed, lists, minhash, options, quality, vectors
+from jaxmm.cli_curate import (
+  apply,
+  code,
+  embed,
+  lists,
+  minhash,
+  options,
+  quality,
+  several,
+  vectors,
+)
 
 # Flags of settings that a program calls otherwise.
 _FLAGS = {
@@ -35,8 +45,9 @@ def add(verbs, verb) -> None:
 
 def _careful(run: Callable) -> Callable:
   def checked(given) -> int:
-    options.check_output(given)
-    with options.tidied(given):
-      return run(given)
+    with several.joined(given):
+      options.check_output(given)
+      with options.tidied(given):
+        return run(given)
 
   return checked

@@ -36,7 +36,7 @@ import jaxmm
 from jaxmm.config import ConfigError, RunError
 from jaxmm.curation import work_tables
 from jaxmm.curation.runners import Progress, Task
-from jaxmm.data.corpus import Shard
+from jaxmm.data.corpus import Shard, is_tfds
 
 _ERRORS = {'ConfigError': ConfigError, 'RunError': RunError}
 _HERE = ('direct', 'switchingdirect', 'bundlebaseddirect', 'fnapi', 'prism', 'interactive')
@@ -217,7 +217,9 @@ def _planned(task: Task) -> dict[str, Any]:
 
 def _absolute(path: str) -> str:
   """Workers may be in another directory."""
-  return path if work_tables.is_url(path) else os.path.abspath(path.removeprefix('file://'))
+  if work_tables.is_url(path) or is_tfds(path):
+    return path
+  return os.path.abspath(path.removeprefix('file://'))
 
 
 def _task_at(plan: str, start: int, end: int) -> tuple[Task, int]:
@@ -241,7 +243,7 @@ def _task_at(plan: str, start: int, end: int) -> tuple[Task, int]:
 
 
 def _check_seen(shard: Shard, size: int) -> None:
-  """A file that is not there, read, would be a file with nothing but one unreadable example."""
+  """A file of the same name may be another here; one that is not there is to be told plainly."""
   try:
     found = work_tables.state(shard.path)[0]
   except FileNotFoundError:

@@ -37,18 +37,18 @@ class D4Config:
   """What D4 keeps.
 
   Attributes:
+    prefer: 'hard' drops the most prototypical (the paper), 'easy' the least.
     keep: R, share of the usable rows that is kept.
     dedup_keep: R_dedup, share that SemDeDup leaves.
     recluster: whether the second clustering is made (step 3); else distances are of the first.
-    prefer: 'hard' drops the most prototypical (the paper), 'easy' the least.
     balance: as of PrototypesConfig.
     kmeans: of both clusterings.
   """
 
+  prefer: str
   keep: float
   dedup_keep: float = 0.75
   recluster: bool = True
-  prefer: str = 'hard'
   balance: float = 0.0
   kmeans: KMeansConfig = dataclasses.field(default_factory=KMeansConfig)
 
@@ -75,6 +75,7 @@ def run(of: Vectors, config: D4Config, stages: Stages) -> KeepList:
     config: how.
     stages: where finished stages are kept, the mesh, and who is told.
   """
+  vectors.check_share(config.keep, of)
   first, near = semdedup.compared(of, config.kmeans, config.prefer, stages)
   stays_U = semdedup.kept(near.similarity_N, SemDedupConfig(config.prefer, keep=config.dedup_keep))
   left_V = np.flatnonzero(stays_U)

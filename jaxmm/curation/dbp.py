@@ -94,6 +94,7 @@ def run(
   """
   if not kmeans.spherical:
     raise ConfigError('kmeans.spherical is False; DBP goes by cosines')
+  vectors.check_share(config.keep, of)
   clustering = stages.clustering('kmeans', of, kmeans)
   cluster_U, distance_U = clustering.cluster_N, clustering.distance_N
   found = shares(clustering.centroid_KD, cluster_U, distance_U, config)

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import runners
+from jaxmm.curation import runners, unique_ids
 from jaxmm.curation.keep_list import EMPTY, UNREADABLE
 from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Example, Shard
@@ -76,16 +76,17 @@ def listed(
   files = corpus.shards(inputs)
   settings = {'corpus': dataclasses.asdict(inputs), 'kind': kind}
   tables = runners.map_shards(
-    listed_file, files, workdir, name='listed', settings=settings, runner=runner, echo=echo
-  )
-  runners.check_some(tables, files)
+    listed_file, files, workdir, name='listed', settings=settings,
+    each=unique_ids.AcrossFiles(files, inputs), runner=runner, echo=echo,
+  )  # fmt: skip
+  runners.check_some(tables, files, inputs)
   return tables
 
 
 def listed_file(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """`listed` of one file."""
   columns = {'id': [], 'digest': [], 'reason': [], 'error': []}
-  for example in corpus.examples(shard, corpus.of_json(settings['corpus'])):
+  for example in unique_ids.checked(shard, corpus.of_json(settings['corpus'])):
     why, error = reason(example, settings['kind'])
     values = (example.id, kept.digest(example.id, example.content), why, error)
     for name, value in zip(columns, values):

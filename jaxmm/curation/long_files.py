@@ -180,6 +180,8 @@ class TokenMass:
 
   def lines(self) -> list[str]:
     """For a terminal."""
+    if not self.files:
+      return ['no file with any token']
     longest = ', '.join(f'{f:.0%}: {t:.1%}' for f, t in self.share_of_longest.items())
     return [
       f'{self.files:,} files, {self.tokens:,} tokens; mean {self.mean:,.1f}, '

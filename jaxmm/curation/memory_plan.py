@@ -98,16 +98,65 @@ def _dealt(rows: int, width: int, stripes: int) -> int:
   return 4 * S * M * B * D
 
 
-def check(plan: MemoryPlan, limit: float, num_rows: int, width: int) -> None:
-  """ConfigError where the plan is more than `limit` bytes, with what would make it less."""
+def check(
+  limit: float,
+  num_rows: int,
+  width: int,
+  config: KMeansConfig,
+  *,
+  on_disk: bool = False,
+  processes: int = 1,
+  **more,
+) -> MemoryPlan:
+  """The plan `of_vectors` of these arguments.
+
+  Raises:
+    ConfigError: it is more than `limit` bytes; with what would make it less.
+  """
+  given = dict(on_disk=on_disk, processes=processes, **more)
+  plan = of_vectors(num_rows, width, config, **given)
   if plan.peak <= limit:
-    return
+    return plan
+  usable = more.get('usable') or num_rows
+  K = config.clusters_of(usable)
+  sample = dataclasses.replace(config, fit_rows=max(K, min(usable // 10, 256 * K)))
+  fewer = dataclasses.replace(config, clusters=max(K // 4, 1))
+  ways = {
+    '--on-disk (vectors stay in a file of the work folder)': (config, {'on_disk': True}),
+    f'--fit-rows {sample.fit_rows} (k-means fits a sample and assigns the rest part by part)': (
+      sample, {},
+    ),
+    '--on-disk with --fit-rows': (sample, {'on_disk': True}),
+    f'--clusters {fewer.clusters}': (fewer, {}),
+    f'{4 * processes} processes': (
+      config, {'processes': 4 * processes, 'devices': 4 * more.get('devices', 1)},
+    ),
+  }  # fmt: skip
+  peaks = {
+    way: of_vectors(num_rows, width, other, **given | changed).peak
+    for way, (other, changed) in ways.items()
+  }
   raise ConfigError(
     f'{num_rows:,} vectors of {width} numbers take {plan}, more than memory is '
-    f'{limit / _GIB:.2f} GiB; use --on-disk (vectors stay in a file of the work folder) with '
-    '--fit-rows (k-means fits a sample and assigns the rest part by part), fewer --clusters, more '
-    'processes, or set --memory where more is there'
+    f'{limit / _GIB:.2f} GiB; {_advice(plan, peaks, limit)}'
   )
+
+
+def _advice(plan: MemoryPlan, peaks: Mapping[str, int], limit: float) -> str:
+  """What would be enough, else what would be less, of several ways."""
+  enough = [way for way, peak in peaks.items() if peak <= limit]
+  enough = [way for way in enough if ' with ' not in way] or enough
+  less = [f'{way}: {peak / _GIB:.2f} GiB' for way, peak in peaks.items() if peak < 0.9 * plan.peak]
+  mend = 'set --memory where more is there'
+  if enough:
+    return f'use {" or ".join(enough)}, or {mend}'
+  least = sum(plan.always.values()) - plan.always['vectors']
+  if least > limit:
+    return f'program, ids and results alone are more, whatever is set; {mend}'
+  said = (
+    f'nothing alone is enough, but less is {"; ".join(less)}' if less else 'nothing makes it less'
+  )
+  return f'{said}; {mend}'
 
 
 def available(root: str | os.PathLike = '/') -> int | None:

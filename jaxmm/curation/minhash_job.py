@@ -64,9 +64,9 @@ def run(
   settings = {'corpus': dataclasses.asdict(inputs), 'minhash': dataclasses.asdict(config)}
   common = dict(settings=settings, runner=runner, echo=echo)
   tables = runners.map_shards(
-    keyed, files, workdir, name='keys', each=unique_ids.AcrossFiles(), **common
+    keyed, files, workdir, name='keys', each=unique_ids.AcrossFiles(files, inputs), **common
   )
-  runners.check_some(tables, files)
+  runners.check_some(tables, files, inputs)
   documents = _Documents(tables)
   pair_E2 = _candidates(documents, config)
   if echo:
@@ -98,7 +98,7 @@ def keyed(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   inputs, config = _configs(settings)
   bands, rows = config.layout
   parts = []
-  for examples in _batches(unique_ids.checked(corpus.examples(shard, inputs))):
+  for examples in _batches(unique_ids.checked(shard, inputs)):
     texts = ['' if e.error else e.text or '' for e in examples]
     signature_NP, has_N = minhash.signatures(texts, config)
     columns = {

@@ -50,6 +50,7 @@ class PrototypesConfig:
 
 def run(of: Vectors, config: PrototypesConfig, kmeans: KMeansConfig, stages: Stages) -> KeepList:
   """The keep-list of SSL Prototypes; columns `cluster` and `distance`, which is the score."""
+  vectors.check_share(config.keep, of)
   clustering = stages.clustering('kmeans', of, kmeans)
   keep_U = kept(clustering.cluster_N, clustering.distance_N, config)
   return vectors.judged(

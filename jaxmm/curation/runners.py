@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
 from jaxmm.curation import work_tables
+from jaxmm.data import corpus
 from jaxmm.data.corpus import Shard
 
 Echo = Callable[[str], None]
@@ -184,20 +185,26 @@ def map_shards(
   return [work_tables.read(task.path) for task in tasks]
 
 
-def check_some(tables: Sequence[pa.Table], shards: Sequence[Shard]) -> None:
+def check_some(
+  tables: Sequence[pa.Table], shards: Sequence[Shard], inputs: corpus.CorpusConfig
+) -> None:
   """Refuses a corpus of which nothing can be read, before what was made of it is written.
 
   Args:
     tables: of the files; columns `id` and `error`, '' for what can be read.
     shards: the files.
+    inputs: the corpus.
 
   Raises:
     ConfigError: there is no record, or none that can be read.
   """
   number = sum(len(table) for table in tables)
   if not number:
+    over = corpus.passed_over(inputs)
+    passed = ', '.join(f'{number:,} {why}' for why, number in over.items())
     raise ConfigError(
-      f'the inputs hold no example: {len(shards)} files, the first {shards[0].path}, are empty'
+      f'the inputs hold no example: {len(shards)} files, the first {shards[0].path}'
+      + (f'; passed over: {passed} (of a zip pictures are read)' if over else ', are empty')
     )
   if any(pc.any(pc.equal(table['error'], '')).as_py() for table in tables):
     return

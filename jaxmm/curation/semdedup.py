@@ -105,6 +105,8 @@ def run(of: Vectors, config: SemDedupConfig, kmeans: KMeansConfig, stages: Stage
     kmeans: how rows are clustered.
     stages: where finished stages are kept, the mesh, and who is told.
   """
+  if config.keep is not None:
+    vectors.check_share(config.keep, of)
   clustering, near = compared(of, kmeans, config.prefer, stages)
   keep_U = kept(near.similarity_N, config)
   eps = config.eps if config.keep is None else eps_of(near.similarity_N, config.keep)

@@ -62,31 +62,37 @@ def run(
     ConfigError: a rule without its parser or its weight, weights that were fitted with the rules
       read otherwise, files or fields that are not there, an id that comes more than once.
   """
-  if not 0 < keep <= 1:
-    raise ConfigError(f'keep is {keep}, expected a share in (0, 1]')
-  weights.check(config)
-  config.check(text_parser.named(parser))
+  check(config, weights, keep, parser)
   settings = {
     'corpus': dataclasses.asdict(inputs),
     'quality': dataclasses.asdict(config),
     'parser': parser,
   }
+  files = corpus.shards(inputs)
   tables = runners.map_shards(
-    counted, corpus.shards(inputs), workdir, name='quality', settings=settings,
-    each=unique_ids.AcrossFiles(), runner=runner, echo=echo,
+    counted, files, workdir, name='quality', settings=settings,
+    each=unique_ids.AcrossFiles(files, inputs), runner=runner, echo=echo,
   )  # fmt: skip
-  runners.check_some(tables, corpus.shards(inputs))
+  runners.check_some(tables, files, inputs)
   parameters = {
     **settings['quality'], 'weights': dict(weights.of), 'keep': keep, 'parser': parser,
   }  # fmt: skip
   return _judged(pa.concat_tables(tables), config, weights, keep, parameters, echo)
 
 
+def check(config: QualityConfig, weights: Weights, keep: float, parser: str = '') -> None:
+  """ConfigError for settings of `run` that cannot be; before anything is read."""
+  if not 0 < keep <= 1:
+    raise ConfigError(f'keep is {keep}, expected a share in (0, 1]')
+  weights.check(config)
+  config.check(text_parser.named(parser))
+
+
 def counted(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   """Of every example: id, digest, error, lines, tokens, tokens that pass each rule."""
   inputs, config = _configs(settings)
   parser = text_parser.named(settings['parser'])
-  examples = unique_ids.checked(corpus.examples(shard, inputs))
+  examples = unique_ids.checked(shard, inputs)
   parts = [_counted([], config, parser)]
   while batch := list(itertools.islice(examples, _TEXTS)):
     parts.append(_counted(batch, config, parser))

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxmm.config import ConfigError
-from jaxmm.curation import runners
+from jaxmm.curation import runners, unique_ids
 from jaxmm.data import corpus, kept
 from jaxmm.data.corpus import CorpusConfig, Shard
 
@@ -146,16 +146,18 @@ def counts(
   """
   settings = {'corpus': dataclasses.asdict(inputs), 'counter': name, 'identity': identity(name)}
   counter(name)  # what is wrong with it shows before any process starts
+  files = corpus.shards(inputs)
   tables = runners.map_shards(
     counted,
-    corpus.shards(inputs),
+    files,
     workdir,
     name='tokens',
     settings=settings,
+    each=unique_ids.AcrossFiles(files, inputs),
     runner=runner,
     echo=echo,
   )
-  runners.check_some(tables, corpus.shards(inputs))
+  runners.check_some(tables, files, inputs)
   table = pa.concat_tables(tables)
   return table.take(pc.sort_indices(table, [('id', 'ascending')])).combine_chunks()
 
@@ -165,7 +167,7 @@ def counted(shard: Shard, settings: Mapping[str, Any], _) -> pa.Table:
   inputs = corpus.of_json(settings['corpus'])
   count = _loaded(settings['counter'], settings['identity'])
   ids, digests, errors, tokens = [], [], [], []
-  for example in corpus.examples(shard, inputs):
+  for example in unique_ids.checked(shard, inputs):
     ids.append(example.id)
     digests.append(kept.digest(example.id, example.content))
     errors.append(example.error)

@@ -151,6 +151,15 @@ def of_embeddings(of: Embeddings, file: str | os.PathLike | None = None) -> Vect
   return Vectors(ids, of.digest_N[order], x_ND, of.reason_N[order], error_N)
 
 
+def check_share(keep: float, of: Vectors) -> None:
+  """ConfigError for a share of the usable examples that is none of them; before any work."""
+  number = len(of.usable_U)
+  if not round(keep * number):
+    raise ConfigError(
+      f'keep is {keep:g}, which of {number:,} examples with a vector is less than one example'
+    )
+
+
 def judged(
   vectors: Vectors,
   reason_U: np.ndarray,

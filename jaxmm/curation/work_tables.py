@@ -12,15 +12,12 @@ import uuid
 
 import pyarrow as pa
 
-from jaxmm.config import ConfigError
+from jaxmm.config import RunError
+from jaxmm.data import corpus
+from jaxmm.data.input_files import file_system, is_url
 
 # What the file systems of fsspec call it.
 _VERSION = ('ETag', 'etag', 'generation', 'mtime', 'LastModified', 'last_modified', 'created')
-
-
-def is_url(path: str) -> bool:
-  """Whether `fsspec` opens it; `file://` is a path as any other."""
-  return '://' in path and not path.startswith('file://')
 
 
 def root(directory: str | os.PathLike) -> str:
@@ -62,13 +59,26 @@ def state(path: str) -> list:
 
   Raises:
     FileNotFoundError: it is not there.
+    RunError: the store does not say.
   """
+  if corpus.is_tfds(path):
+    from jaxmm.data import tfds_source  # seconds to import, for those who use it
+
+    return tfds_source.state(path)
   if not is_url(path):
     status = os.stat(path.removeprefix('file://'))
     return [status.st_size, status.st_mtime_ns]
   fs, remote = file_system(path)
-  found = fs.info(remote)
-  return [found['size'], [str(found[name]) for name in _VERSION if found.get(name)]]
+  try:
+    found = fs.info(remote)
+  except FileNotFoundError:
+    raise
+  except Exception as error:  # every store has its own
+    raise RunError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
+  version = [str(found[name]) for name in _VERSION if found.get(name)]
+  # What lies in an archive is as new as the archive.
+  _, chained, behind = path.partition('::')
+  return [found['size'], version + (state(behind) if chained else [])]
 
 
 def write(table: pa.Table, path: str) -> None:
@@ -138,20 +148,3 @@ def remove(path: str) -> None:
   fs, remote = file_system(path)
   if fs.exists(remote):
     fs.rm_file(remote)
-
-
-def file_system(url: str):
-  """(fsspec file system, path there) of a URL.
-
-  Raises:
-    ConfigError: fsspec, or what the protocol needs, is not installed, or there is no such protocol.
-  """
-  try:
-    import fsspec
-
-    return fsspec.core.url_to_fs(url)
-  except (ImportError, ValueError) as error:
-    raise ConfigError(
-      f"{url} is opened through fsspec ({error}): pip install 'jaxmm[curation]' and what its "
-      'protocol needs (gcsfs, s3fs, ...)'
-    ) from error

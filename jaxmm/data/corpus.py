@@ -5,44 +5,53 @@
     *.tar                            WebDataset: files of one stem each   NAME:stem
     *.array_record*                  a record each         NAME:record
     pictures                         a file each           NAME
-    *.zip                            a picture each        its path in the archive
+    *.zip                            a picture each, other members are passed over
+                                                           its path in the archive
+    tfds:DATA/SPLIT                  a record each         tfds:DATA/SPLIT[record]
     any other file                   a text each (source code, *.txt)     NAME
 
 NAME is the path below the input that was named. With `id_field` the id is what stands there, and
 NAME:line that of records that cannot be read (files of one name: by the path that differs). The
 sources that training reads give their records the same ids (`record_id`), so that a keep-list of
 the one applies to the other.
-Paths may be URLs that `fsspec` knows (`gs://...`, `s3://...`) where it is installed.
+Paths may be URLs that `fsspec` knows (`gs://...`, `s3://...`) where it is installed, but for
+ArrayRecord, whose records are local JSON (and TFDS).
 
-What cannot be read is an example, too: it has an id, an `error`, and no content. Nothing is left
-out, and nothing is numbered anew.
+What is damaged is an example, too: it has an id, an `error`, and no content. Nothing is left out,
+and nothing is numbered anew. Where bytes cannot be had at all nothing is said about them: that ends
+the command (see `input_files`).
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import fnmatch
-import glob
 import gzip
-import io
 import itertools
 import json
-import os
-import pathlib
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from jaxmm.config import ConfigError
-from jaxmm.data import file_names
+from jaxmm.config import ConfigError, RunError
+from jaxmm.data import archives, file_names, input_files
+from jaxmm.data.input_files import NamedFile, is_excluded, is_hidden
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.ppm', '.tif', '.tiff')
 _JSON_LINES = ('.jsonl', '.json', '.ndjson')
 _PACKED = ('.gz', '.zst')
 # Of these a record may hold its id.
 _OF_RECORDS = ('jsonl', 'parquet', 'webdataset', 'array_record')
+# Of files that are no text either; in a folder they are what cannot be read of it.
+_UNKNOWN = (
+  '.csv', '.tsv', '.bz2', '.xz', '.lz4', '.7z', '.rar', '.tgz', '.avro', '.orc', '.arrow',
+  '.feather', '.tfrecord', '.h5', '.hdf5', '.npy', '.npz', '.pkl', '.pt', '.xlsx', '.pdf',
+)  # fmt: skip
+_TFDS = 'tfds:'
+_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zipfile.BadZipFile, zlib.error)
+_ONE_VALUE = '{} is one JSON value over several lines, expected a record a line (JSON lines)'
 FORMATS = ('jsonl', 'parquet', 'webdataset', 'array_record', 'image', 'zip', 'text')
 
 
@@ -146,19 +155,19 @@ def shards(config: CorpusConfig) -> list[Shard]:
   """The corpus's files, ordered by name.
 
   Raises:
-    ConfigError: an input that is not there or holds nothing, or two files of the same name.
+    ConfigError: an input that is not there, holds nothing or is of no known format, or two files of
+      the same name.
   """
   found = []
   for given in config.inputs:
-    files = [
-      (path, name)
-      for path, name, below in _files(given, config.suffixes)
-      if not is_excluded(below, config.exclude)
-    ]
+    if is_tfds(given):
+      found.append(Shard(given, given, 'tfds'))
+      continue
+    files = [file for file in input_files.named_files(given) if not _why_passed_over(file, config)]
     if not files:
       but = f' but what exclude {config.exclude} passes over' if config.exclude else ''
       raise ConfigError(f'input {given!r}: no such file, or nothing there to read{but}')
-    found += [Shard(path, name, config.format or format_of(name)) for path, name in files]
+    found += [_shard(file, config.format) for file in files]
   found.sort(key=lambda shard: (shard.name, shard.path))
   for one, other in itertools.pairwise(found):
     if one.name == other.name and not config.id_field:
@@ -179,69 +188,42 @@ def _named_apart(found: list[Shard]) -> list[Shard]:
   ]
 
 
-def _files(given: str, suffixes: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-  """(path, name, path below the input) of the files that an input stands for."""
-  given = given.removeprefix('file://')
-  if '://' in given:
-    fs, path = _file_system(given)
-    root = path.rstrip('/')
-    is_folder = fs.isdir(root)
-    above = root if is_folder else _fixed_part(root)
-    for p in sorted(fs.find(root)) if is_folder else sorted(fs.glob(root)):
-      below = p[len(above) :].lstrip('/')
-      is_wanted = p.endswith(tuple(suffixes)) or not suffixes
-      if is_wanted and not (is_folder and is_hidden(below)):
-        yield fs.unstrip_protocol(p), below if is_folder else p.rsplit('/', 1)[-1], below
-    return
-  if os.path.isdir(given):
-    root = pathlib.Path(given)
-    for path in sorted(p for p in root.rglob('*') if p.is_file()):
-      name = path.relative_to(root).as_posix()
-      if not is_hidden(name) and (not suffixes or name.endswith(tuple(suffixes))):
-        yield str(path), name, name
-    return
-  if os.path.isfile(given):
-    yield given, os.path.basename(given), os.path.basename(given)
-    return
-  above = _fixed_part(given)
-  for path in sorted(glob.glob(given, recursive=True)):
-    if os.path.isfile(path):
-      yield path, os.path.basename(path), path[len(above) :].lstrip('/')
-
-
-def _fixed_part(pattern: str) -> str:
-  """The folders in front of the first wildcard."""
-  parts = pattern.split('/')
-  fixed = itertools.takewhile(lambda part: not glob.has_magic(part), parts[:-1])
-  return '/'.join(fixed)
-
-
-def is_excluded(name: str, patterns: Sequence[str]) -> bool:
-  """Whether a path below an input, or a folder of it, is one that `exclude` passes over."""
-  parts = name.split('/')
-  folders = list(itertools.accumulate(parts, '{}/{}'.format))
-  for pattern in patterns:
-    wanted = pattern.strip('/')
-    of = folders if '/' in wanted else parts
-    if any(fnmatch.fnmatchcase(one, wanted) for one in of):
-      return True
-  return False
-
-
-def is_hidden(name: str) -> bool:
-  """Whether a file is passed over: it or a folder above it begins with a dot or __MACOSX."""
-  return any(part.startswith(('.', '__MACOSX')) for part in name.split('/'))
-
-
-def _file_system(url: str):
-  try:
-    import fsspec
-  except ImportError as error:
+def _shard(file: NamedFile, given_format: str) -> Shard:
+  if not given_format and not file.is_in_folder and file.name.lower().endswith(_UNKNOWN):
     raise ConfigError(
-      f"{url} is read through fsspec, which is not installed: pip install 'jaxmm[curation]' and "
-      'what its protocol needs (gcsfs, s3fs, ...)'
-    ) from error
-  return fsspec.core.url_to_fs(url)
+      f'input {file.path!r}: this format is not known; known are JSON lines (.jsonl, .gz, .zst), '
+      '.parquet, .tar, .array_record, pictures, .zip of pictures, and text; name one of '
+      f'{", ".join(FORMATS)} as format if it is that, or pass it over with exclude'
+    )
+  return Shard(file.path, file.name, given_format or format_of(file.name))
+
+
+def _why_passed_over(file: NamedFile, config: CorpusConfig) -> str:
+  """'' for a file that is read."""
+  if is_excluded(file.below, config.exclude):
+    return 'excluded'
+  if file.is_in_folder and is_hidden(file.name):
+    return 'hidden'
+  is_wanted = not config.suffixes or file.name.endswith(tuple(config.suffixes))
+  return '' if is_wanted or not file.is_in_folder else 'of another suffix'
+
+
+def passed_over(config: CorpusConfig) -> dict[str, int]:
+  """How many files below the inputs are not read, for each reason; none where all are."""
+  counts = collections.Counter()
+  for given in config.inputs:
+    for file in () if is_tfds(given) else input_files.named_files(given):
+      why = _why_passed_over(file, config)
+      if why:
+        counts[why] += 1
+      elif (config.format or format_of(file.name)) == 'zip':
+        counts['no pictures in zips'] += _num_other_members(_shard(file, 'zip'), config)
+  return {why: number for why, number in counts.items() if number}
+
+
+def is_tfds(path: str) -> bool:
+  """Whether an input is a data set of TFDS."""
+  return path.startswith(_TFDS)
 
 
 def format_of(name: str) -> str:
@@ -263,26 +245,20 @@ def format_of(name: str) -> str:
 
 
 def opened(shard: Shard) -> BinaryIO:
-  """The file, decompressed as it is read."""
-  if '://' in shard.path:
-    fs, path = _file_system(shard.path)
-    raw = fs.open(path, 'rb')
-  else:
-    raw = open(shard.path, 'rb')
-  if shard.path.endswith('.gz'):
-    return gzip.GzipFile(fileobj=raw)
-  if shard.path.endswith('.zst'):
+  """The file, decompressed as it is read; see `input_files.opened`."""
+  if shard.name.lower().endswith('.zst'):
     parquet_module()  # says so if pyarrow is missing
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw), 'zstd'))
-  return raw
+  return input_files.opened(shard.path, shard.name)
 
 
 def examples(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
   """The records of one file, in its order.
 
-  A file that breaks off (a truncated archive) ends in one example with an error that names it.
+  A file that is damaged (a truncated archive) ends in one example with an error that names it.
+
+  Raises:
+    ConfigError: it cannot be read where it is, or as what it is said to be.
+    RunError: its bytes cannot be had.
   """
   read = {
     'jsonl': _json_lines,
@@ -291,6 +267,7 @@ def examples(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
     'array_record': _array_record,
     'image': _one_image,
     'zip': _zip,
+    'tfds': _tfds,
     'text': _one_text,
   }[shard.format]
   number = 0
@@ -300,10 +277,22 @@ def examples(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
       yield next(records)
     except StopIteration:
       return
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+    except ConfigError:
+      raise
+    except _ERRORS as error:
+      if not _is_damage(error):
+        raise RunError(f'{shard.path} cannot be read: {type(error).__name__}: {error}') from error
       yield Example(broken_id(shard.name), error=f'{shard.name} breaks off after {number}: {error}')
       return
     number += 1
+
+
+def _is_damage(error: Exception) -> bool:
+  """Whether it is about a file's content. Errors of the system and of networks that are OSErrors
+  have a number or a class of their own, those of gzip and pyarrow have not."""
+  if not isinstance(error, OSError):
+    return True
+  return type(error) in (OSError, gzip.BadGzipFile) and error.errno is None
 
 
 def ids(shard: Shard, id_field: str = '') -> Iterator[str]:
@@ -317,18 +306,36 @@ def ids(shard: Shard, id_field: str = '') -> Iterator[str]:
 
 def _json_lines(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
   with opened(shard) as f:
+    is_first = True
     for number, line in enumerate(f, 1):
-      if line.strip():
-        yield _json_example(line, record_id(shard.name, number), config)
+      if not line.strip():
+        continue
+      if is_first and line.strip() in (b'[', b'{'):
+        yield Example(broken_id(shard.name), error=_ONE_VALUE.format(shard.name))
+        return
+      is_first = False
+      yield _json_example(line, record_id(shard.name, number), config)
+
+
+def parsed_json(data: bytes | str) -> Any:
+  """The value of a piece of JSON.
+
+  Raises:
+    ValueError: it is none, or nested too deeply.
+  """
+  try:
+    return json.loads(data)
+  except RecursionError as error:
+    raise ValueError('JSON that is nested too deeply') from error
 
 
 def _json_example(line: bytes, place: str, config: CorpusConfig) -> Example:
   try:
-    record = json.loads(line)
+    record = parsed_json(line)
   except ValueError as error:  # UnicodeDecodeError is one
     return Example(place, error=f'{type(error).__name__}: {error}')
   if not isinstance(record, dict):
-    return Example(place, error=f'a JSON {type(record).__name__}, expected an object')
+    return Example(place, error=f'a JSON {type(record).__name__}, expected an object a line')
   return of_record(record, place, config)
 
 
@@ -338,9 +345,7 @@ def of_record(record: Mapping[str, Any], place: str, config: CorpusConfig) -> Ex
   if config.id_field:
     given = record.get(config.id_field)
     if isinstance(given, bool) or not isinstance(given, str | int) or given == '':
-      return Example(
-        place, error=f'no id in field {config.id_field!r}; it has {sorted(record)}', record=record
-      )
+      return Example(place, error=_lacks('id', record, config.id_field), record=record)
     name = str(given)
     if _half_character(name):
       error = f'the id in field {config.id_field!r} has half a surrogate pair: {name!a}'
@@ -349,23 +354,23 @@ def of_record(record: Mapping[str, Any], place: str, config: CorpusConfig) -> Ex
   if config.text_field:
     text = record.get(config.text_field)
     if not isinstance(text, str):
-      error = _no_text(record, config.text_field)
-      return Example(name, error=error, record=record)
+      return Example(name, error=_lacks('text', record, config.text_field), record=record)
     if error := _half_character(text):
       return Example(name, error=f'{error} of field {config.text_field!r}', record=record)
   if config.image_field:
     image = record.get(config.image_field)
     image = image.get('bytes') if isinstance(image, dict) else image
     if not isinstance(image, bytes):
-      error = f'no picture in field {config.image_field!r}; it has {sorted(record)}'
-      return Example(name, error=error, record=record)
+      return Example(name, error=_lacks('picture', record, config.image_field), record=record)
   return Example(name, text, image, record=record)
 
 
-def _no_text(record: Mapping[str, Any], field: str) -> str:
+def _lacks(what: str, record: Mapping[str, Any], field: str) -> str:
   if field not in record:
-    return f'no text in field {field!r}; it has {sorted(record)}'
-  return f'no text in field {field!r}: its value is of type {type(record[field]).__name__}'
+    return f'no {what} in field {field!r}; it has {sorted(record)}'
+  if record[field] == '':
+    return f'no {what} in field {field!r}: it is empty'
+  return f'no {what} in field {field!r}: its value is of type {type(record[field]).__name__}'
 
 
 def _half_character(text: str) -> str:
@@ -390,22 +395,14 @@ def _parquet(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
 
 def _webdataset(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
   """Files that follow one another with one stem are one record, its fields their suffixes."""
-  with opened(shard) as f, tarfile.open(fileobj=f, mode='r|*') as tar:
-    files = ((*_stem_and_suffix(m.name), tar.extractfile(m).read()) for m in tar if m.isfile())
-    for stem, group in itertools.groupby(files, key=lambda file: file[0]):
-      fields = {suffix: data for _, suffix, data in group}
+  with opened(shard) as f:
+    for stem, fields in archives.tar_groups(f):
       yield _of_files(fields, record_id(shard.name, stem), config)
-
-
-def _stem_and_suffix(name: str) -> tuple[str, str]:
-  folder, _, base = name.rpartition('/')
-  stem, _, suffix = base.partition('.')
-  return (f'{folder}/{stem}' if folder else stem), suffix.lower()
 
 
 def _of_files(fields: dict[str, bytes], place: str, config: CorpusConfig) -> Example:
   try:
-    record: dict[str, Any] = json.loads(fields['json']) if 'json' in fields else {}
+    record: dict[str, Any] = parsed_json(fields['json']) if 'json' in fields else {}
     record['text'] = fields['txt'].decode('utf-8') if 'txt' in fields else record.get('text')
   except (ValueError, TypeError) as error:
     return Example(place, error=f'{type(error).__name__}: {error}')
@@ -420,20 +417,30 @@ def _array_record(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
   """A record is JSON, or a line of JSON and then an encoded picture."""
   records = _array_records(shard)
   for i in range(len(records)):
-    header, newline, image = bytes(records[i]).partition(b'\n')
     place = record_id(shard.name, i)
+    try:
+      header, newline, image = records[i].partition(b'\n')
+    except ValueError as error:
+      yield Example(place, error=f'damaged: {error}')
+      continue
     example = _json_example(header, place, dataclasses.replace(config, image_field=''))
     if newline and config.image_field and not example.error:
       example = dataclasses.replace(example, image=image)
     yield example
 
 
-def _array_records(shard: Shard):
-  from array_record.python import array_record_data_source
-
-  if '://' in shard.path:
+def _array_records(shard: Shard) -> archives.ArrayRecords:
+  if input_files.is_url(shard.path):
     raise ConfigError(f'{shard.path}: ArrayRecord is read from local files only; copy it first')
-  return array_record_data_source.ArrayRecordDataSource([shard.path])
+  opened(shard).close()  # says whether it is the opening that fails
+  return archives.ArrayRecords(shard.path)
+
+
+def _tfds(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
+  from jaxmm.data import tfds_source  # seconds to import, for those who use it
+
+  for name, record in tfds_source.named_records(shard.path):
+    yield of_record(record, name, config)
 
 
 def _one_image(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
@@ -443,15 +450,27 @@ def _one_image(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
 
 def _zip(shard: Shard, config: CorpusConfig) -> Iterator[Example]:
   """The pictures, by name; their ids are those of the same files in a folder."""
-  suffixes = tuple(config.suffixes) or IMAGES
   with opened(shard) as f, zipfile.ZipFile(f) as archive:
-    for name in sorted(archive.namelist()):
-      is_passed_over = is_hidden(name) or is_excluded(name, config.exclude)
-      if name.lower().endswith(suffixes) and not is_passed_over:
-        try:
-          yield Example(name, image=archive.read(name))
-        except (zipfile.BadZipFile, zlib.error, OSError, RuntimeError) as error:
-          yield Example(name, error=f'{type(error).__name__}: {error}')
+    for name in _members(archive, config):
+      try:
+        yield Example(name, image=archive.read(name))
+      except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        yield Example(name, error=f'{type(error).__name__}: {error}')
+
+
+def _members(archive: zipfile.ZipFile, config: CorpusConfig) -> list[str]:
+  suffixes = tuple(config.suffixes) or IMAGES
+  names = [name for name in archive.namelist() if name.lower().endswith(suffixes)]
+  return sorted(n for n in names if not (is_hidden(n) or is_excluded(n, config.exclude)))
+
+
+def _num_other_members(shard: Shard, config: CorpusConfig) -> int:
+  try:
+    with opened(shard) as f, zipfile.ZipFile(f) as archive:
+      files = [name for name in archive.namelist() if not name.endswith('/')]
+      return len(files) - len(_members(archive, config))
+  except (OSError, ValueError, zipfile.BadZipFile):
+    return 0  # reading it says what is wrong
 
 
 def _one_text(shard: Shard, config: CorpusConfig) -> Iterator[Example]:

@@ -312,7 +312,7 @@ def array_record_image(data: bytes) -> Record:
   """The record of `write_array_records`."""
   header, newline, image = data.partition(b'\n')
   try:
-    fields = json.loads(header)
+    fields = corpus.parsed_json(header)
     return {'image': image, 'label': int(fields['label'])}
   except (ValueError, KeyError, TypeError) as e:
     raise UnreadableRecord(f'not one line of JSON with a label, then an image ({e})') from e

@@ -13,6 +13,8 @@ import io
 import os
 import sys
 import types
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -36,29 +38,12 @@ class TfdsSource:
   """
 
   def __init__(self, name: str, split: str, data_dir: str = ''):
-    check_split(split)
-    name = name.removeprefix('tfds:')
-    try:
-      builder = tfds.builder(name, data_dir=data_dir or None, file_format='array_record')
-      if not builder.is_prepared():
-        with _no_tensorflow(builder):
-          builder.download_and_prepare()
-      if split == 'test' and 'test' not in builder.info.splits:
-        split = 'validation'  # ImageNet, for one, has labels only there
-      decoders = {'image': tfds.decode.SkipDecoding()}
-      self._records = builder.as_data_source(split=split, decoders=decoders)
-    except Exception as e:  # TFDS raises what its many downloaders raise.
-      raise ConfigError(
-        f'TFDS cannot give {name!r}, split {split!r}: {type(e).__name__}: {e}. It downloads on '
-        'first use (a network is needed) and prepares some data sets only where TensorFlow is '
-        f'installed; `tfds build {name} --file_format=array_record` prepares one anywhere, and '
-        'data.path names the directory that holds it'
-      ) from e
+    self._of, self._records = _read(name, split, data_dir)
     features = self._records.dataset_info.features
     if 'image' not in features:
+      name = name.removeprefix('tfds:')
       raise ConfigError(f'TFDS {name!r} has no feature "image", it has {sorted(features)}')
     self.num_classes = features['label'].num_classes if 'label' in features else None
-    self._of = f'tfds:{name}/{split}'
 
   def __len__(self) -> int:
     return len(self._records)
@@ -72,10 +57,79 @@ class TfdsSource:
     return record, (corpus.Example('', image=record['image']).content,)
 
   def name(self, i: int) -> str:
-    return f'{self._of}[{i}]'
+    return _id(self._of, i)
 
   def id(self, i: int) -> str:
     return self.name(i)
+
+
+def named_records(given: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(id, record) of all records of `tfds:NAME/SPLIT`; ids are those of TfdsSource.
+
+  A record has the features by name: pictures as encoded bytes, texts as str (bytes where they are
+  no UTF-8). TFDS looks where it always does: TFDS_DATA_DIR names another directory.
+
+  Raises:
+    ConfigError: as TfdsSource.
+  """
+  of, records = _read(*_name_and_split(given))
+  features = records.dataset_info.features
+  for i in range(len(records)):
+    record = records[i].items()
+    yield _id(of, i), {name: _plain(value, features[name]) for name, value in record}
+
+
+def state(given: str) -> list:
+  """[size in bytes, what tells one version of `tfds:NAME/SPLIT` from another], JSON values."""
+  info = _read(*_name_and_split(given))[1].dataset_info
+  splits = {name: list(of.shard_lengths) for name, of in info.splits.items()}
+  return [int(info.dataset_size), [info.full_name, str(info.data_dir), splits]]
+
+
+def _name_and_split(given: str) -> tuple[str, str]:
+  name, slash, split = given.removeprefix('tfds:').rpartition('/')
+  if not name or split not in ('train', 'test', 'all'):
+    raise ConfigError(
+      f"input {given!r}: expected tfds:NAME/SPLIT, where SPLIT is 'train', 'test' or 'all'"
+    )
+  return name, split
+
+
+def _id(of: str, i: int) -> str:
+  return f'{of}[{i}]'
+
+
+def _plain(value: Any, feature: Any) -> Any:
+  if isinstance(feature, tfds.features.Text):
+    try:
+      return value.decode('utf-8')
+    except UnicodeDecodeError:
+      return value
+  return value.item() if isinstance(value, np.generic) else value
+
+
+def _read(name: str, split: str, data_dir: str = ''):
+  """(what ids begin with, records) of a data set, prepared first if it is not."""
+  check_split(split)
+  name = name.removeprefix('tfds:')
+  try:
+    builder = tfds.builder(name, data_dir=data_dir or None, file_format='array_record')
+    if not builder.is_prepared():
+      with _no_tensorflow(builder):
+        builder.download_and_prepare()
+    if split == 'test' and 'test' not in builder.info.splits:
+      split = 'validation'  # ImageNet, for one, has labels only there
+    features = builder.info.features
+    pictures = [n for n in features if isinstance(features[n], tfds.features.Image)]
+    decoders = {n: tfds.decode.SkipDecoding() for n in pictures}
+    return f'tfds:{name}/{split}', builder.as_data_source(split=split, decoders=decoders)
+  except Exception as e:  # TFDS raises what its many downloaders raise.
+    raise ConfigError(
+      f'TFDS cannot give {name!r}, split {split!r}: {type(e).__name__}: {e}. It downloads on '
+      'first use (a network is needed) and prepares some data sets only where TensorFlow is '
+      f'installed; `tfds build {name} --file_format=array_record` prepares one anywhere, and '
+      'data.path (TFDS_DATA_DIR in `jaxmm curate`) names the directory that holds it'
+    ) from e
 
 
 @contextlib.contextmanager

@@ -306,14 +306,32 @@ def _beside(one: Content | None, other: Content | None) -> tuple[Html, Html]:
   """Both contents; of texts the words that the other has not are marked."""
   if not (isinstance(one, str) and isinstance(other, str)):
     return _content(one), _content(other)
-  a, b = (re.findall(r'\S+|\n', text[:_CHARACTERS])[:_WORDS] for text in (one, other))
+  a, b = (_words(text) for text in (one, other))
   left, right = [], []
-  for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+  bare = ([word.strip() for word in words] for words in (a, b))
+  for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, *bare, autojunk=False).get_opcodes():
     for side, words in ((left, a[a0:a1]), (right, b[b0:b1])):
-      text = ' '.join(words)
-      if text:
-        side.append(text if kind == 'equal' else element('mark', text))
-  return tuple(element('p', joined(*side, between=' ')) for side in (left, right))
+      text = ''.join(words)
+      said = text.lstrip()
+      side += [text[: len(text) - len(said)], said if kind == 'equal' else _marked(said)]
+  return _text(joined(*left), one), _text(joined(*right), other)
+
+
+def _marked(text: str) -> str | Html:
+  return element('mark', text) if text else ''
+
+
+def _words(text: str) -> list[str]:
+  """The first words, each with the blanks before it; of a text of lines as they stand there."""
+  text = text[:_CHARACTERS]
+  if '\n' not in text.strip():
+    text = ' '.join(text.split())
+  return re.findall(r'\s*\S+', text.strip('\n'))[:_WORDS]
+
+
+def _text(shown: str | Html, whole: str) -> Html:
+  """Part of a text; its line breaks and indentation stay where it has more lines than one."""
+  return element('p', shown, class_='lines' if '\n' in whole.strip() else None)
 
 
 def _add_examples(out: page.Page, of: KeepListFile, contents) -> None:
@@ -348,9 +366,11 @@ def _content(content: Content | None) -> Html:
     return element('p', '(not shown)', class_='intro')
   if isinstance(content, bytes):
     return _thumbnail(content)
-  words = re.findall(r'\S+', content[:_CHARACTERS])
-  is_cut = len(words) > _WORDS or len(content) > _CHARACTERS
-  return element('p', ' '.join(words[:_WORDS]) + ' …' * is_cut)
+  shown = ''.join(_words(content))
+  is_cut = (
+    len(shown.split()) < len(content[: _CHARACTERS + 1].split()) or len(content) > _CHARACTERS
+  )
+  return _text(shown + ' …' * is_cut, content)
 
 
 def _thumbnail(data: bytes) -> Html:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shlex
+import zipfile
 
 import numpy as np
 import pytest
@@ -82,7 +83,10 @@ def test_no_process_is_refused_before_anything_is_read(corpus, tmp_path, number,
     ('long_files --max-tokens 9 --tokens nothing', 'package.module:function (--tokens)'),
     ('text_quality --keep 2', 'keep is 2.0, expected a share in (0, 1] (--keep)'),
     ('text_quality --keep 0.5 --rules a', "rules names 'a', expected some of"),
-    ('d4 --keep 0.9', 'keep is the share of both steps together (--keep, --dedup-keep)'),
+    (
+      'd4 --prefer hard --keep 0.9',
+      'keep is the share of both steps together (--keep, --dedup-keep)',
+    ),
     ('prototypes --prefer hard --keep 0.5 --fit-rows -1', 'at least 0 (--fit-rows)'),
     ('dbp --prefer hard --keep 0.5 --neighbours 0', '(--neighbours)'),
   ],
@@ -110,10 +114,65 @@ def test_a_folder_is_refused_before_the_work(corpus, tmp_path, capsys):
 
 def test_what_will_be_replaced_is_said(corpus, tmp_path, capsys):
   output = tmp_path / 'k.parquet'
+  message = f'{output} is there already; it is replaced once this is done'
   for expected in (False, True):
     assert run('minhash', *corpus, '--output', output) == 0
     said = capsys.readouterr().out
-    assert (f'{output} is there already; it is replaced once this is done' in said) == expected
+    assert (message in said) == expected
+  for words in (
+    ('minhash', '--threshold', '2'),
+    ('long_files', '--max-tokens', '5', '--tokens', 'nothing'),
+    ('text_quality', '--keep', '2'),
+    ('d4', '--prefer', 'hard', '--keep', '0.9'),
+    ('embed', '--encoder', 'brought'),
+  ):
+    assert run(*words, *corpus, '--output', output) == 2
+    assert message not in capsys.readouterr().out
+
+
+def test_what_is_passed_over_is_said(tmp_path, capsys):
+  (tmp_path / 'src').mkdir()
+  (tmp_path / 'src' / 'a.py').write_text('x = 1\n')
+  (tmp_path / 'src' / 'b.md').write_text('text')
+  words = ['--input', tmp_path / 'src', '--suffix', '.py', '--output', tmp_path / 'k.parquet']
+  assert run('long_files', *words, '--max-tokens', '99') == 0
+  assert 'passed over: 1 of another suffix\n' in capsys.readouterr().out
+  with zipfile.ZipFile(tmp_path / 't.zip', 'w') as archive:
+    archive.writestr('a.txt', 'text')
+    archive.writestr('b/c.txt', 'text')
+  words = ['--input', tmp_path / 't.zip', '--output', tmp_path / 'k.parquet']
+  for verb in (('minhash',), ('long_files', '--max-tokens', '99')):
+    assert run(*verb, *words) == 2
+    told = capsys.readouterr().err
+    assert 'hold no example: 1 files' in told and 'passed over: 2 no pictures in zips' in told
+
+
+def test_a_folder_of_ones_own_is_no_place_for_embeddings(corpus, tmp_path, capsys):
+  np.savez(tmp_path / 'x.npz', id=[f'd{n}' for n in range(8)], x=np.eye(8))
+  mine = tmp_path / 'mine'
+  mine.mkdir()
+  embed = ['embed', '--encoder', 'brought', '--vectors', tmp_path / 'x.npz', *corpus]
+  assert run(*embed, '--output', mine) == 0
+  assert run(*embed, '--output', mine) == 0  # again
+  for name in ('notes.txt', 'work/notes.txt'):
+    other = tmp_path / name.replace('/', '-')
+    (other / name).parent.mkdir(parents=True)
+    (other / name).write_text('mine')
+    assert run(*embed, '--output', other) == 2
+    assert f'holds other files than embeddings, such as {name!r}' in capsys.readouterr().err
+    assert os.listdir(other) == [name.split('/')[0]]
+
+
+def test_a_share_of_less_than_one_example_is_refused_before_the_work(corpus, tmp_path, capsys):
+  np.savez(tmp_path / 'x.npz', id=[f'd{n}' for n in range(8)], x=np.eye(8))
+  embed = ['embed', '--encoder', 'brought', '--vectors', tmp_path / 'x.npz', *corpus]
+  assert run(*embed, '--output', tmp_path / 'v') == 0
+  for verb in ('d4', 'semdedup', 'prototypes', 'dbp'):
+    words = ['--prefer', 'hard', '--keep', '0.001', '--vectors', tmp_path / 'v']
+    assert run(verb, *words, '--output', tmp_path / 'k.parquet') == 2
+    told = capsys.readouterr()
+    assert 'keep is 0.001, which of 8 examples with a vector is less than one' in told.err
+    assert 'iteration' not in told.out and not (tmp_path / 'k.parquet.work').exists()
 
 
 def test_work_that_was_done_is_said_and_no_empty_folder_is_left(corpus, tmp_path, capsys):
@@ -128,24 +187,20 @@ def test_work_that_was_done_is_said_and_no_empty_folder_is_left(corpus, tmp_path
   embed[4] = tmp_path / 'x.npz'
   assert run(*embed, *corpus) == 2
   said = capsys.readouterr().err
-  assert "1 ids come more than once, the first 'd3'" in said
-  assert f'what was done before that is in {tmp_path / "v"}; delete it' in said
+  assert f"the id 'd3' comes more than once ({path}:4 and {path}:9); expected" in said
+  assert not (tmp_path / 'v').exists()
   vectors = ['--vectors', tmp_path / 'nowhere', '--output', tmp_path / 'd.parquet']
-  assert run('d4', '--keep', '0.5', *vectors) == 2
+  assert run('d4', '--prefer', 'hard', '--keep', '0.5', *vectors) == 2
   assert not (tmp_path / 'd.parquet.work').exists()
 
 
 def test_a_list_that_keeps_nothing_is_written_and_fails(corpus, tmp_path, capsys):
   words = ['--keep', '0.001', '--output', tmp_path / 'k.parquet']
-  vectors = tmp_path / 'x.npz'
-  np.savez(vectors, id=[f'd{n}' for n in range(8)], x=np.eye(8))
-  embed = ['embed', '--encoder', 'brought', '--vectors', vectors, '--output', tmp_path / 'v']
-  assert run(*embed, *corpus) == 0
-  assert run('prototypes', '--prefer', 'hard', '--vectors', tmp_path / 'v', *words) == 1
+  assert run('text_quality', *corpus, '--weights', 'uniform', *words) == 1
   said = capsys.readouterr().err
   assert 'nothing is kept: of 8 examples all are dropped' in said
   assert '(--keep 0.001 of 8 is less than one)' in said
-  assert keep_list.read(tmp_path / 'k.parquet').reasons() == {'prototypical': 8}
+  assert keep_list.read(tmp_path / 'k.parquet').reasons() == {'low_quality': 8}
 
 
 def test_lists_in_parts_go_through_every_verb(corpus, tmp_path, monkeypatch, capsys):

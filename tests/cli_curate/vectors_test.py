@@ -41,7 +41,7 @@ def curated(given, tmp_path, *words, name='keep.parquet'):
 @pytest.mark.parametrize(
   ('words', 'kept'),
   [
-    (('d4', '--keep', '0.4'), 32),
+    (('d4', '--prefer', 'hard', '--keep', '0.4'), 32),
     (('semdedup', '--prefer', 'hard', '--eps', '0.001'), 60),
     (('semdedup', '--prefer', 'easy', '--keep', '0.5'), 40),
     (('prototypes', '--prefer', 'easy', '--keep', '0.25'), 20),
@@ -57,13 +57,15 @@ def test_each_verb_writes_a_list_of_all_examples(given, tmp_path, words, kept, c
 
 
 def test_memory_is_planned_before_vectors_are_loaded(given, tmp_path, monkeypatch, capsys):
-  whole = curated(given, tmp_path, 'd4', '--keep', '0.4')
+  whole = curated(given, tmp_path, 'd4', '--prefer', 'hard', '--keep', '0.4')
   assert 'GiB at most (program' in capsys.readouterr().out
-  on_disk = curated(given, tmp_path, 'd4', '--keep', '0.4', '--on-disk', name='disk.parquet')
+  on_disk = curated(
+    given, tmp_path, 'd4', '--prefer', 'hard', '--keep', '0.4', '--on-disk', name='disk.parquet'
+  )
   assert on_disk.table.equals(whole.table)
   assert (tmp_path / 'disk.parquet.work' / 'rows-0.npy').stat().st_size > (NUM + 2) * 12 * 4
   monkeypatch.setattr(vectors, 'of_embeddings', None)
-  words = ['curate', 'd4', '--keep', '0.4', '--vectors', str(given[1])]
+  words = ['curate', 'd4', '--prefer', 'hard', '--keep', '0.4', '--vectors', str(given[1])]
   words += ['--output', str(tmp_path / 'n.parquet')]
   assert cli.main([*words, '--memory', '0.01']) == 2
   assert 'more than memory is 0.01 GiB; use --on-disk' in capsys.readouterr().err
@@ -216,11 +218,17 @@ def test_half_a_character_is_unreadable_and_goes_out_as_it_came(tmp_path, capsys
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (('d4', '--keep', '0.9'), 'keep is 0.9 and dedup_keep 0.75'),
-    (('d4', '--keep', '0.4', '--vectors', 'nowhere'), 'nowhere holds no embeddings'),
-    (('d4', '--keep', '0.4', '--input', 'x.jsonl'), 'give either --vectors DIR or --input'),
+    (('d4', '--prefer', 'hard', '--keep', '0.9'), 'keep is 0.9 and dedup_keep 0.75'),
     (
-      ('d4', '--keep', '0.4', '--clusters', '99'),
+      ('d4', '--prefer', 'hard', '--keep', '0.4', '--vectors', 'nowhere'),
+      'nowhere holds no embeddings',
+    ),
+    (
+      ('d4', '--prefer', 'hard', '--keep', '0.4', '--input', 'x.jsonl'),
+      'give either --vectors DIR or --input',
+    ),
+    (
+      ('d4', '--prefer', 'hard', '--keep', '0.4', '--clusters', '99'),
       'clusters is 99, expected at most the 80 rows with a vector that there are (--clusters)',
     ),
   ],

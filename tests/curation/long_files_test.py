@@ -136,7 +136,8 @@ def test_a_corpus_of_nothing_is_refused(tmp_path):
     long_files.run(
       CorpusConfig((str(path),)), LongFilesConfig(drop_token_share=0.5), tmp_path / 'w', echo=None
     )
-  assert np.isnan(long_files.token_mass(np.zeros(0)).mean)
+  mass = long_files.token_mass(np.zeros(0))
+  assert np.isnan(mass.mean) and mass.lines() == ['no file with any token']
 
 
 def test_counts_that_the_user_brings_are_judged_the_same():

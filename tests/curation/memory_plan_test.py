@@ -38,10 +38,24 @@ def test_processes_share_what_is_dealt_and_batches_are_of_own_devices():
 
 
 def test_what_is_too_much_is_refused_with_what_would_help():
-  found = plan()
-  memory_plan.check(found, found.peak, 10**6, 384)
-  with pytest.raises(ConfigError, match=r'1,000,000 vectors of 384 .* 3.00 GiB; use --on-disk'):
-    memory_plan.check(found, 3 * GIB, 10**6, 384)
+  config = KMeansConfig(1000)
+  assert memory_plan.check(plan().peak, 10**6, 384, config) == plan()
+
+  def said(gib, rows=10**6, of=config, **more):
+    with pytest.raises(ConfigError) as refused:
+      memory_plan.check(gib * GIB, rows, 384, of, **more)
+    return str(refused.value)
+
+  assert said(3.6).startswith('1,000,000 vectors of 384 numbers take ')
+  assert 'more than memory is 3.60 GiB; use --on-disk (' in said(3.6)
+  assert 'use --on-disk with --fit-rows, or set --memory' in said(2.2)
+  # What is set already is not advised, nor what is not large enough to matter.
+  sampled = dataclasses.replace(config, fit_rows=50_000)
+  for words in (said(1.7, of=sampled, on_disk=True), said(0.5, of=sampled, on_disk=True)):
+    assert '--on-disk' not in words.partition('GiB; ')[2] and '--fit-rows' not in words
+  alone = 'program, ids and results alone are more, whatever is set; set --memory where more is'
+  assert alone in said(0.1, rows=100, of=KMeansConfig(3))
+  assert alone in said(0.1, rows=100, of=KMeansConfig(3, fit_rows=10), on_disk=True)
 
 
 def test_more_clusters_than_rows_are_refused_by_the_plan():

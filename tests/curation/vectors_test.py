@@ -78,7 +78,7 @@ def test_rows_in_a_file_are_those_in_memory(tmp_path):
   expected = held.x_ND[held.usable_U[rows]]
   np.testing.assert_array_equal(selected.x_UD[3:9], expected[3:9])
   np.testing.assert_array_equal(np.asarray(selected.x_UD), expected)
-  config = D4Config(0.4, kmeans=dataclasses.replace(KMEANS, fit_rows=100))
+  config = D4Config('hard', 0.4, kmeans=dataclasses.replace(KMEANS, fit_rows=100))
   one, other = (d4.run(of, config, Stages()) for of in (held, on_disk))
   assert one.table.equals(other.table)
 
@@ -123,7 +123,7 @@ def test_prototypes_keep_one_end_of_the_ranking(prefer, balance):
 def test_d4_is_its_steps():
   ids, x = cloud()
   of = of_rows(ids, x)
-  keep = d4.run(of, D4Config(0.4, kmeans=KMEANS), Stages())
+  keep = d4.run(of, D4Config('hard', 0.4, kmeans=KMEANS), Stages())
   rows = rows_of(keep)
   assert keep.num_kept == 120
   assert keep.reasons() == {'prototypical': 105, 'semantic_duplicate': 75}
@@ -137,7 +137,7 @@ def test_d4_is_its_steps():
   for row in rows.values():
     gone_early = row['reason'] == 'semantic_duplicate'
     assert (row['cluster'] is None) == (row['distance'] is None) == gone_early
-  other = d4.run(of, D4Config(0.4, recluster=False, kmeans=KMEANS), Stages())
+  other = d4.run(of, D4Config('hard', 0.4, recluster=False, kmeans=KMEANS), Stages())
   assert other.num_kept == 120 and not other.table['keep'].equals(keep.table['keep'])
 
 
@@ -146,10 +146,10 @@ def test_order_does_not_show_and_unusable_rows_are_in_the_list():
   x[7], x[9, 2] = 0, np.nan
   reason = np.full(len(ids), '', object)
   reason[20] = 'unreadable'
-  one = d4.run(of_rows(ids, x, reason_N=reason), D4Config(0.4, kmeans=KMEANS), Stages())
+  one = d4.run(of_rows(ids, x, reason_N=reason), D4Config('hard', 0.4, kmeans=KMEANS), Stages())
   back = slice(None, None, -1)
   turned = of_rows(ids[back], x[back], reason_N=reason[back])
-  other = d4.run(turned, D4Config(0.4, kmeans=KMEANS), Stages())
+  other = d4.run(turned, D4Config('hard', 0.4, kmeans=KMEANS), Stages())
   assert one.table.equals(other.table) and one.header() == other.header()
   assert len(one) == 300 and one.num_kept == round(0.4 * 297)
   assert one.reasons()['bad_embedding'] == 2 and one.reasons()['unreadable'] == 1
@@ -158,15 +158,15 @@ def test_order_does_not_show_and_unusable_rows_are_in_the_list():
 def test_stages_are_done_once(tmp_path, monkeypatch):
   of, said = of_rows(*cloud()), []
   stages = Stages(tmp_path, echo=said.append)
-  keep = d4.run(of, D4Config(0.4, kmeans=KMEANS), stages)
+  keep = d4.run(of, D4Config('hard', 0.4, kmeans=KMEANS), stages)
   assert not any('done before' in line for line in said)
   monkeypatch.setattr(semdedup, 'earlier', None)
-  again = d4.run(of, D4Config(0.4, kmeans=KMEANS), stages)
+  again = d4.run(of, D4Config('hard', 0.4, kmeans=KMEANS), stages)
   assert again.table.equals(keep.table)
   assert sum('done before' in line for line in said) == 3
   # Another share needs no other clustering than the second.
   said.clear()
-  d4.run(of, D4Config(0.3, 0.6, kmeans=KMEANS), stages)
+  d4.run(of, D4Config('hard', 0.3, 0.6, kmeans=KMEANS), stages)
   assert sum('done before' in line for line in said) == 2
 
 
@@ -233,8 +233,9 @@ def test_a_balance_that_cannot_be_is_refused():
 @pytest.mark.parametrize(
   ('make', 'wrong'),
   [
-    (D4Config, {'keep': 0.8}),
-    (D4Config, {'keep': 0.4, 'kmeans': KMeansConfig(spherical=False)}),
+    (D4Config, {'prefer': 'hard', 'keep': 0.8}),
+    (D4Config, {'prefer': 'hard', 'keep': 0.4, 'kmeans': KMeansConfig(spherical=False)}),
+    (D4Config, {'prefer': 'far', 'keep': 0.4}),
     (PrototypesConfig, {'prefer': 'far', 'keep': 0.5}),
     (PrototypesConfig, {'prefer': 'hard', 'keep': 0.5, 'balance': 2.0}),
     (DbpConfig, {'prefer': 'hard', 'keep': 0.5, 'temperature': 0.0}),
@@ -266,7 +267,7 @@ from jaxmm.curation.stages import Stages
 from tests.curation.vectors_test import of_rows
 with np.load(sys.argv[1]) as saved:
   of = of_rows(saved['ids'], saved['x'])
-keep = d4.run(of, d4.D4Config(0.4, kmeans=KMeansConfig(6, 8)), Stages(sys.argv[2]))
+keep = d4.run(of, d4.D4Config('hard', 0.4, kmeans=KMeansConfig(6, 8)), Stages(sys.argv[2]))
 if jax.process_index() == 0:
   keep_list.write(keep, sys.argv[3])
 print(len(jax.devices()), keep.num_kept)

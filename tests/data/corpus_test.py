@@ -16,6 +16,7 @@ import pytest
 from jaxmm.config import ConfigError
 from jaxmm.data import corpus
 from jaxmm.data.corpus import CorpusConfig
+from jaxmm.data.sources import UnreadableRecord, array_record_image, write_array_records
 
 TEXTS = ['one', 'zwei\n2', 'три', '']
 
@@ -240,3 +241,80 @@ def test_an_id_that_no_file_can_hold_is_an_error_of_its_record(tmp_path):
   first, second = corpus.examples(shard, inputs)
   assert first.id == 'a.jsonl:1' and 'half a surrogate pair' in first.error
   assert second.id == 'b' and not second.error
+
+
+DEEP = '[' * 100_000
+
+
+def test_json_that_is_nested_too_deeply_is_one_example(tmp_path):
+  lines = f'{{"text": "a"}}\n{DEEP}\n{{"text": {DEEP}}}\n{{"text": "b"}}\n'
+  (tmp_path / 'deep.jsonl').write_text(lines)
+  found = read(tmp_path / 'deep.jsonl')
+  assert [e.text for e in found] == ['a', None, None, 'b']
+  assert [e.error for e in found][1:3] == ['ValueError: JSON that is nested too deeply'] * 2
+  with tarfile.open(tmp_path / 'deep.tar', 'w') as tar:
+    for name, data in (('0.json', DEEP), ('1.json', '{"text": "b"}')):
+      info = tarfile.TarInfo(name)
+      info.size = len(data)
+      tar.addfile(info, io.BytesIO(data.encode()))
+  assert [bool(e.error) for e in read(tmp_path / 'deep.tar')] == [True, False]
+  write_array_records(tmp_path / 'x.array_record', [{'image': b'', 'label': 0}])
+  with pytest.raises(UnreadableRecord, match='nested too deeply'):
+    array_record_image(DEEP.encode())
+
+
+@pytest.mark.parametrize(
+  ('value', 'said'),
+  [
+    (None, 'its value is of type NoneType'),
+    (1.5, 'its value is of type float'),
+    (b'7', 'its value is of type bytes'),
+    (True, 'its value is of type bool'),
+    ('', 'it is empty'),
+  ],
+)
+def test_an_id_or_a_picture_of_another_type_is_called_so(value, said):
+  config = CorpusConfig(('x',), id_field='id')
+  found = corpus.of_record({'id': value, 'text': 'a'}, 'x:1', config)
+  assert (found.id, found.error) == ('x:1', f"no id in field 'id': {said}")
+  config = dataclasses.replace(config, id_field='', image_field='p')
+  found = corpus.of_record({'p': 5, 'text': 'a'}, 'x:1', config)
+  assert found.error == "no picture in field 'p': its value is of type int"
+
+
+def test_formats_that_are_not_known_are_refused(tmp_path):
+  for name in ('x.csv', 'x.jsonl.bz2', 'X.TSV'):
+    (tmp_path / name).write_text('a,b\n1,2\n')
+    for given in (
+      tmp_path / name,
+      tmp_path / f'{name[0]}*{name[-2:]}',
+      f'local://{tmp_path}/{name}',
+    ):
+      with pytest.raises(ConfigError, match='this format is not known; known are JSON lines'):
+        read(given)
+    assert read(tmp_path / name, format='text')[0].text == 'a,b\n1,2\n'
+  assert len(read(tmp_path)) == 3  # of a tree of sources a file is what it is
+
+
+def test_json_over_several_lines_is_one_example_that_says_so(tmp_path):
+  for name, value in (('a.json', [{'text': 'x'}]), ('b.json', {'text': 'x', 'n': [1]})):
+    (tmp_path / name).write_text('\n' + json.dumps(value, indent=1))
+    [one] = read(tmp_path / name)
+    assert one.id == f'{name}:broken' and 'is one JSON value over several lines' in one.error
+  (tmp_path / 'c.json').write_text(json.dumps([{'text': 'x'}]))
+  assert 'a JSON list, expected an object a line' in read(tmp_path / 'c.json')[0].error
+
+
+def test_what_is_passed_over_is_counted(tmp_path):
+  for name in ('a.py', 'b.md', 'c/d.py', '.git/e.py'):
+    (tmp_path / 'src' / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / 'src' / name).write_text('x')
+  path = tmp_path / 't.zip'
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name in ('a.txt', 'b/c.txt', 'd.png'):
+      archive.writestr(name, 'x')
+  of = CorpusConfig((str(tmp_path / 'src'), str(path)), suffixes=('.py', '.png'), exclude=('c',))
+  assert corpus.passed_over(of) == {
+    'hidden': 1, 'of another suffix': 1, 'excluded': 1, 'no pictures in zips': 2,
+  }  # fmt: skip
+  assert corpus.passed_over(CorpusConfig((str(tmp_path / 'src/a.py'),))) == {}

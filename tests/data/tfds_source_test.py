@@ -14,36 +14,41 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
+from jaxmm import cli
 from jaxmm.config import ConfigError
-from jaxmm.data import kept
+from jaxmm.curation import keep_list
+from jaxmm.data import corpus, kept
+from jaxmm.data.corpus import CorpusConfig
 from jaxmm.data.pipeline import DataConfig, make_batches
 from jaxmm.data.tfds_source import TfdsSource
 from tests.references.kept_records import write_list
 
 
+class JaxmmTinyPictures(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version('1.0.0')
+
+  def _info(self):
+    features = {
+      'image': tfds.features.Image(shape=(6, 6, 3)),
+      'label': tfds.features.ClassLabel(names=['a', 'b']),
+      'caption': tfds.features.Text(),
+    }
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager):
+    return {'train': self._generate_examples(5), 'test': self._generate_examples(2)}
+
+  def _generate_examples(self, num):
+    for i in range(num):
+      picture = np.full((6, 6, 3), 10 * i, np.uint8)
+      out = io.BytesIO()
+      Image.fromarray(picture).save(out, 'PNG')
+      out.seek(0)
+      # Data sets give arrays (as CIFAR-10 does) or files.
+      yield i, {'image': picture if i % 2 else out, 'label': i % 2, 'caption': f'Nummer fünf: {i}'}
+
+
 def test_tfds_is_read_without_tensorflow(tmp_path):
-  class JaxmmTinyPictures(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self):
-      features = {
-        'image': tfds.features.Image(shape=(6, 6, 3)),
-        'label': tfds.features.ClassLabel(names=['a', 'b']),
-      }
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-      return {'train': self._generate_examples(5), 'test': self._generate_examples(2)}
-
-    def _generate_examples(self, num):
-      for i in range(num):
-        picture = np.full((6, 6, 3), 10 * i, np.uint8)
-        out = io.BytesIO()
-        Image.fromarray(picture).save(out, 'PNG')
-        out.seek(0)
-        # Data sets give arrays (as CIFAR-10 does) or files.
-        yield i, {'image': picture if i % 2 else out, 'label': i % 2}
-
   assert JaxmmTinyPictures.name == 'jaxmm_tiny_pictures'
   config = DataConfig(name='tfds:jaxmm_tiny_pictures', path=str(tmp_path), image_size=6)
   batches = make_batches(config, batch_size=5, seed=0)
@@ -68,6 +73,38 @@ def test_tfds_is_read_without_tensorflow(tmp_path):
         batches.at(0)
     else:
       assert batches.at(0)['valid_B'].all()
+
+
+def test_a_list_of_a_tfds_data_set_is_of_what_training_reads(tmp_path, monkeypatch, capsys):
+  # TFDS reads the variable once, when it is imported.
+  monkeypatch.setattr(tfds.core.constants, 'DATA_DIR', str(tmp_path))
+  given, out = 'tfds:jaxmm_tiny_pictures/train', tmp_path / 'keep.parquet'
+  inputs = CorpusConfig((given,), text_field='caption', image_field='image')
+  [shard] = corpus.shards(inputs)
+  found = list(corpus.examples(shard, inputs))
+  assert {e.text for e in found} == {f'Nummer fünf: {i}' for i in range(5)}
+  assert all(e.image.startswith(b'\x89PNG') and e.record['label'] in (0, 1) for e in found)
+  words = ['--input', given, '--text-field', 'caption', '--shingle-size', '1']
+  words += ['--threshold', '0.6', '--survivor', 'first_id', '--processes', '1']
+  assert cli.main(['curate', 'minhash', *words, '--output', str(out)]) == 0
+  keep = keep_list.read(out)
+  config = DataConfig(name='tfds:jaxmm_tiny_pictures', path=str(tmp_path), image_size=6)
+  source = make_batches(config, batch_size=1, seed=0).source
+  assert keep.table['id'].to_pylist() == [source.id(i) for i in range(5)]
+  assert [e.id for e in found] == keep.table['id'].to_pylist()
+  for example, i in zip(found, range(5)):
+    assert example.image == source[i]['image']
+  kept = make_batches(dataclasses.replace(config, keep_list=str(out)), batch_size=1, seed=0)
+  assert kept.num_records == keep.num_kept
+  assert cli.main(['curate', 'minhash', *words, '--output', str(out)]) == 0
+  assert '1 of 1 files done before' in capsys.readouterr().out
+
+
+def test_tfds_inputs_are_name_and_split(tmp_path):
+  for given in ('tfds:mnist', 'tfds:mnist/', 'tfds:train', 'tfds:mnist/half'):
+    inputs = CorpusConfig((given,))
+    with pytest.raises(ConfigError, match="expected tfds:NAME/SPLIT, where SPLIT is 'train'"):
+      [list(corpus.examples(shard, inputs)) for shard in corpus.shards(inputs)]
 
 
 def test_tfds_says_what_went_wrong(tmp_path):

@@ -61,6 +61,16 @@ def test_reasons_pairs_clusters_and_examples_are_shown(path):
   assert len(pairs) == 8 and pairs[0][2] >= pairs[-1][2]
 
 
+def test_source_code_keeps_its_lines_and_indentation(path):
+  of = keep_list_page.KeepListFile(path)
+  dropped, near = 'def f(x):\n  if x:\n    return 1\n', 'def f(x):\n  if not x:\n    return 1\n'
+  contents = dict.fromkeys(of.shown(), 'one\tline  of text')
+  html = keep_list_page.keep_list_page(of, contents | {'doc-01': dropped, 'doc-00': near}).html()
+  assert '<p class="lines">def f(x):\n  if x:\n    return 1</p>' in html
+  assert '<p class="lines">def f(x):\n  if <mark>not</mark> x:\n    return 1</p>' in html
+  assert '.lines{white-space:pre-wrap' in html and '<p>one line of text</p>' in html
+
+
 def test_clusters_go_from_the_middle_outwards(path):
   of = keep_list_page.KeepListFile(path)
   distance = of.whole.numbers('distance')
