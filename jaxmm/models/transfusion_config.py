@@ -66,7 +66,7 @@ class TransfusionConfig:
       not denoised. At 0, as in the paper, no timestep below 1 is ever trained.
     clean_timestep: of images that are given, when text is drawn or scored: 0, or 1, the least noisy
       that is always trained.
-    num_kv_heads, hidden, hidden_multiple, norm_eps, rotary_base, token_dropout, dropout,
+    num_kv_heads, head_dim, hidden, hidden_multiple, norm_eps, rotary_base, token_dropout, dropout,
       loss_chunk, init_std: see `models.lm.LmConfig`.
     remat, attention_backend, unroll, dtype: see `core.transformer.StackConfig`.
   """
@@ -96,6 +96,7 @@ class TransfusionConfig:
   clean_rate: float = 0.0
   clean_timestep: int = 0
   num_kv_heads: int | None = None
+  head_dim: int | None = None
   hidden: int | None = None
   hidden_multiple: int = 256
   norm_eps: float = 1e-5
@@ -165,8 +166,8 @@ class TransfusionConfig:
   def stack(self) -> transformer.StackConfig:
     """The Stack of this model."""
     same = (
-      'depth', 'width', 'num_heads', 'num_kv_heads', 'norm_eps', 'dropout', 'init_std', 'remat',
-      'attention_backend', 'unroll', 'dtype',
+      'depth', 'width', 'num_heads', 'num_kv_heads', 'head_dim', 'norm_eps', 'dropout', 'init_std',
+      'remat', 'attention_backend', 'unroll', 'dtype',
     )  # fmt: skip
     return transformer.StackConfig(
       hidden=self.hidden_width(), **{name: getattr(self, name) for name in same}
