@@ -29,6 +29,8 @@ ARGUMENTS = {
   'crt/imagenet256.py': ('crt', 'baseline', 'crt_131k', 'B', 'L', 'XL', 'XXL', '3B'),
   'dbp/mini.py': ('',),
   'lm/mini.py': ('',),
+  'transfusion/mini.py': ('bidirectional', 'causal', 'unet', 'flow'),
+  'transfusion/paper.py': ('0.16B', '0.37B', '0.76B', '1.4B', '7B', 'large'),
 }
 SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]
 
@@ -64,6 +66,12 @@ def batch_shapes(config, task):
     length = data.text.length
     ids = {'ids_BL': shape(np.int32, length), 'segment_BL': shape(np.int32, length)}
     return out | ids | {'weight_BL': shape(np.float32, length)}
+  if data.name == 'mixed':
+    length, images = task.row_length or task.config.length, task.row_images
+    rows = {f'{n}_BL': shape(np.int32, length) for n in ('ids', 'image', 'patch', 'segment')}
+    rows['latent_BIYXC'] = shape(np.float32, images, *task.config.latent_shape)
+    rows |= {f'{n}_BI': shape(np.float32, images) for n in ('image_valid', 'is_image_first')}
+    return out | rows | {'weight_BL': shape(np.float32, length)}
   out['label_B'] = shape(np.int32)
   if data.name == 'tokens':
     return out | {'ids_BL': shape(np.int32, task.config.length)}
@@ -138,5 +146,5 @@ def test_the_first_argument_is_the_default(file):
 
 @pytest.mark.parametrize('file', [f for f, args in ARGUMENTS.items() if len(args) > 1])
 def test_an_unknown_argument_names_the_known_ones(file):
-  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*crt'):
+  with pytest.raises(ConfigError, match=f'{pathlib.Path(file).name}:crtt.*{ARGUMENTS[file][0]}'):
     configs.load_config(f'{ROOT}/{file}:crtt')

@@ -1,0 +1,1 @@
+"""Transfusion (arXiv:2408.11039)."""
