@@ -23,7 +23,7 @@ MODEL = {
 PICTURES = np.sign(np.random.default_rng(0).standard_normal((2, 4, 4, 1))).astype(np.float32)
 
 
-@pytest.mark.parametrize('objective', ['ddpm', 'flow'])
+@pytest.mark.parametrize('objective', ['ddpm', pytest.param('flow', marks=pytest.mark.slow)])
 def test_a_tiny_model_draws_what_it_is_told_and_names_what_it_sees(objective):
   task = transfusion.make_task({**MODEL, 'objective': objective})
   # Ids 1 and 2 name the two pictures; each name before its picture and after it.

@@ -165,7 +165,10 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(n, marks=[pytest.mark.slow] * (n in ('shared', 'flow'))) for n in VARIANTS],
+)
 def test_rows_are_those_of_an_uncached_loop(name):
   config = dataclasses.replace(CONFIG, **VARIANTS[name])
   params = random_params(config)
