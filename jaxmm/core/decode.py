@@ -1,4 +1,4 @@
-"""One token at a time through a Stack: a layout made once, a cache, an unrolled step.
+"""A token, or a few, at a time through a Stack: a layout made once, a cache, an unrolled step.
 
 Few rows make decoding a matter of reading weights. Blocks are unrolled, because a scan over stacked
 weights copies each slice at every token, and activations are feature-major, `W[out, in] @ h[in,
@@ -165,17 +165,72 @@ def decode_step(
   allowed = key_S[None] <= position
   if mask is not None:
     allowed = allowed & mask.allowed(jnp.asarray(position)[None], key_S)[:, 0]
+
+  def attend(i, block, h_DR):
+    return _self_attention(block, config, h_DR, cache[i], position, allowed, rotary)
+
+  def attend_context(i, block, h_DR):
+    if context is None:
+      raise ValueError("a block of kind 'cross' needs a context; pass context_cache(...)")
+    return _cross_attention(block, config, h_DR, context[i], context_valid_RS)
+
+  return _through_blocks(layout, config, x_DR, attend, attend_context)
+
+
+def decode_tokens(
+  layout: Layout,
+  config: StackConfig,
+  x_RLD: jax.Array,
+  cache: Cache,
+  position_R: jax.Array,
+  *,
+  rotary: positions.Rotary | None = None,
+  two_way: bool = False,
+) -> tuple[jax.Array, Cache]:
+  """Runs L tokens of every row, from a position of its own, through all blocks.
+
+  What stands in a row's cache from its position on is overwritten: it need not be empty.
+
+  Args:
+    layout: from `decode_layout`; of self blocks only.
+    config: the Stack's.
+    x_RLD: embeddings of the tokens at `position_R` and after.
+    cache: with room for L positions from the last `position_R`; those before are filled.
+    position_R: where each row's first token stands; may be traced.
+    rotary: tables of those positions, [R, L, H/2].
+    two_way: the L tokens see one another, as the patches of an image; else causal.
+
+  Returns:
+    hidden_RLD after the final norm, and the cache with these positions filled.
+  """
+  R, L, D = x_RLD.shape
+  key_S, last_RL = jnp.arange(_positions(cache)), position_R[:, None] + jnp.arange(L)
+  if two_way:
+    last_RL = jnp.broadcast_to(last_RL[:, -1:], (R, L))
+  allowed_RLS = key_S <= last_RL[..., None]
+
+  def attend(i, block, h_DM):
+    return _tokens_attention(block, config, h_DM, cache[i], position_R, allowed_RLS, rotary)
+
+  # Columns are rows of the batch with their tokens.
+  x_DM = x_RLD.astype(config.dtype).reshape(R * L, D).T
+  x_DM, cache = _through_blocks(layout, config, x_DM, attend)
+  return x_DM.T.reshape(R, L, D), cache
+
+
+def _through_blocks(layout, config: StackConfig, x_DR, attend, attend_context=None):
+  """All blocks over columns; `attend(i, block, h)` gives what attention adds and the cache it
+  filled.
+  """
   filled = []
   for i, block in enumerate(layout['blocks']):
     h = _read(x_DR, block['attention_norm'], config)
-    y, kv = _self_attention(block, config, h, cache[i], position, allowed, rotary)
+    y, kv = attend(i, block, h)
     filled.append(kv)
     x_DR = _added(x_DR, y, block['attention_norm'], config)
     if 'cross' in block:
-      if context is None:
-        raise ValueError("a block of kind 'cross' needs a context; pass context_cache(...)")
       h = _read(x_DR, block['cross_norm'], config)
-      y = _cross_attention(block['cross'], config, h, context[i], context_valid_RS)
+      y = attend_context(i, block['cross'], h)
       x_DR = _added(x_DR, y, block['cross_norm'], config)
     h = _linear(block['up'], _read(x_DR, block['mlp_norm'], config))
     if config.mlp in GATED:
@@ -232,6 +287,33 @@ def _self_attention(block, config: StackConfig, h_DR, kv, position, allowed_RS, 
 
 def _as_entry(x_KHR):
   return jnp.moveaxis(x_KHR, 2, 0)[:, :, None]
+
+
+def _tokens_attention(block, config: StackConfig, h_DM, kv, position_R, allowed_RLS, rotary):
+  N, K, H = config.num_heads, config.kv_heads, config.head_width
+  R, L, _ = allowed_RLS.shape
+  heads = _linear(block['qkv'], h_DM).reshape(N + 2 * K, H, R, L).transpose(2, 3, 0, 1)
+  q, k, v = heads[:, :, :N], heads[:, :, N : N + K], heads[:, :, N + K :]
+  if config.qk_norm:
+    q = layers.rms_norm(q, block['query_norm'], config.norm_eps)
+    k = layers.rms_norm(k, block['key_norm'], config.norm_eps)
+  if rotary is not None:
+    q, k = (positions.apply_rotary(a, rotary, config.rotary) for a in (q, k))
+  keys, values = (_with_tokens(old, new, position_R) for old, new in zip(kv, (k, v)))
+  scale = H**-0.5 if config.attention_scale is None else config.attention_scale
+  q_RLKGH = q.reshape(R, L, K, N // K, H)
+  logits = jnp.einsum('RLKGH,RKSH->RKGLS', q_RLKGH, keys, preferred_element_type=jnp.float32)
+  logits = jnp.where(allowed_RLS[:, None, None], logits * scale, _HIDDEN)
+  weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+  out = jnp.einsum('RKGLS,RKSH->KGHRL', weights, values).reshape(N * H, R * L)
+  return _linear(block['out'], out), (keys, values)
+
+
+def _with_tokens(old_RKSH, new_RLKH, position_R):
+  """The cache's keys or values with those of new tokens, each row's at its own position."""
+  write = lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0))
+  new_RKLH = jnp.swapaxes(new_RLKH, 1, 2).astype(old_RKSH.dtype)
+  return axes.constrain(jax.vmap(write)(old_RKSH, new_RKLH, position_R), *CACHE_AXES)
 
 
 def _cross_attention(block, config: StackConfig, h_DR, kv, valid_RS):

@@ -99,3 +99,45 @@ def test_a_cache_grows_and_keeps_what_it_holds():
     assert filled.shape == (2, config.kv_heads, 5, config.head_width)
     assert np.all(filled[:, :, :3] == 1) and np.all(filled[:, :, 3:] == 0)
   assert decode.grown_cache(grown, 5) is grown
+
+
+@pytest.mark.parametrize('two_way', [False, True])
+@pytest.mark.parametrize('name', [n for n, c in VARIANTS.items() if 'cross' not in c.pattern])
+def test_several_tokens_from_each_rows_own_position_equal_the_stack(name, two_way):
+  """Three tokens at once, from positions 1, 3 and 0; before and after them one at a time."""
+  config, start = VARIANTS[name], jnp.array([1, 3, 0])
+  x = jnp.asarray(np.random.default_rng(3).standard_normal((B, L, D)).astype(np.float32))
+  rotary = positions.rotary_1d(jnp.arange(L), config.head_width)
+  is_inside = (jnp.arange(L) >= start[:, None]) & (jnp.arange(L) < start[:, None] + 3)
+  mask = masks.Causal() | masks.TwoWayGroups(is_inside * two_way)
+  model = Stack(config)
+  params = random_params(jax.jit(lambda k: model.init(k, x, mask=mask))(jax.random.key(0)))
+
+  @jax.jit
+  def both(params, x):
+    hidden, kv = model.apply(params, x, mask=mask, rotary=rotary, return_kv=True)
+    layout = decode.decode_layout(params['params'], config)
+    # What a row holds from its position on must not matter.
+    is_before = (jnp.arange(L + 2) < start[:, None])[:, None, :, None]
+    cache = jax.tree.map(lambda a: jnp.where(is_before, a, 7.0), decode.cache_of(kv, config, L + 2))
+
+    def feed(cache, position_R, num, two_way):
+      place_RL = position_R[:, None] + jnp.arange(num)
+      tokens = jnp.take_along_axis(x, jnp.minimum(place_RL, L - 1)[..., None], axis=1)
+      tables = positions.rotary_1d(place_RL, config.head_width)
+      return decode.decode_tokens(
+        layout, config, tokens, cache, position_R, rotary=tables, two_way=two_way
+      )
+
+    together, cache = feed(cache, start, 3, two_way)
+    after, cache = feed(cache, start + 3, 1, False)
+    return hidden, together, after, cache, decode.cache_of(kv, config, L)
+
+  hidden, together, after, cache, expected = both(params, x)
+  for b, first in enumerate(start.tolist()):
+    np.testing.assert_allclose(together[b], hidden[b, first : first + 3], atol=1e-5)
+    if first + 3 < L:
+      np.testing.assert_allclose(after[b, 0], hidden[b, first + 3], atol=1e-5)
+    last = min(first + 4, L)
+    for ours, theirs in zip(jax.tree.leaves(cache), jax.tree.leaves(expected)):
+      np.testing.assert_allclose(ours[b, :, :last], theirs[b, :, :last], atol=1e-4)

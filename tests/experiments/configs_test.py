@@ -41,6 +41,8 @@ ARGUMENTS = {
     'image640-125M-83M',
     'audio-350M-125M',
   ),
+  'transfusion/mini.py': ('bidirectional', 'causal', 'unet', 'flow'),
+  'transfusion/paper.py': ('0.16B', '0.37B', '0.76B', '1.4B', '7B', 'large'),
 }
 SPECS = [f'{file}:{arg}' if arg else file for file, args in ARGUMENTS.items() for arg in args]
 
@@ -76,6 +78,12 @@ def batch_shapes(config, task):
     length = data.text.length
     ids = {'ids_BL': shape(np.int32, length), 'segment_BL': shape(np.int32, length)}
     return out | ids | {'weight_BL': shape(np.float32, length)}
+  if data.name == 'mixed':
+    length, images = task.row_length or task.config.length, task.row_images
+    rows = {f'{n}_BL': shape(np.int32, length) for n in ('ids', 'image', 'patch', 'segment')}
+    rows['latent_BIYXC'] = shape(np.float32, images, *task.config.latent_shape)
+    rows |= {f'{n}_BI': shape(np.float32, images) for n in ('image_valid', 'is_image_first')}
+    return out | rows | {'weight_BL': shape(np.float32, length)}
   out['label_B'] = shape(np.int32)
   if data.name == 'tokens':
     return out | {'ids_BL': shape(np.int32, task.config.length)}
