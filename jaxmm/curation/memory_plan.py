@@ -72,7 +72,7 @@ def of_vectors(
   usable = num_rows if usable is None else usable
   row, K = 4 * width, config.clusters_of(usable)
   always = {'program': _PROGRAM, 'ids and results': num_rows * _PER_ROW}
-  always['vectors'] = 0 if on_disk else num_rows * row
+  always['rows'] = 0 if on_disk else num_rows * row
   fitted = min(config.fit_rows or usable, usable)
   # Sums of every stripe, before and after they are gathered, and centroids in float64.
   fit = {
@@ -150,7 +150,7 @@ def _advice(plan: MemoryPlan, peaks: Mapping[str, int], limit: float) -> str:
   mend = 'set --memory where more is there'
   if enough:
     return f'use {" or ".join(enough)}, or {mend}'
-  least = sum(plan.always.values()) - plan.always['vectors']
+  least = sum(plan.always.values()) - plan.always['rows']
   if least > limit:
     return f'program, ids and results alone are more, whatever is set; {mend}'
   said = (

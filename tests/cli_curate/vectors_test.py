@@ -68,7 +68,9 @@ def test_memory_is_planned_before_vectors_are_loaded(given, tmp_path, monkeypatc
   words = ['curate', 'd4', '--prefer', 'hard', '--keep', '0.4', '--vectors', str(given[1])]
   words += ['--output', str(tmp_path / 'n.parquet')]
   assert cli.main([*words, '--memory', '0.01']) == 2
-  assert 'more than memory is 0.01 GiB; use --on-disk' in capsys.readouterr().err
+  told = capsys.readouterr().err
+  assert 'more than memory is 0.01 GiB; program, ids and results alone are more' in told
+  assert told.endswith('set --memory where more is there\n')
   assert cli.main([*words, '--memory', '-1']) == 2
 
 

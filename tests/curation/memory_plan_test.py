@@ -18,7 +18,7 @@ def plan(rows=10**6, width=384, config=None, **more):
 def test_rows_in_memory_and_dealt_are_most_of_it():
   rows = 10**6 * 384 * 4
   found = plan()
-  assert found.always['vectors'] == rows and rows <= found.stages['k-means']['dealt'] < 1.01 * rows
+  assert found.always['rows'] == rows and rows <= found.stages['k-means']['dealt'] < 1.01 * rows
   assert 2 * rows < found.peak < 2 * rows + 2 * GIB
   assert f'{found.peak / GIB:.2f} GiB at most' in str(found)
 
