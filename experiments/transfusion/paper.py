@@ -3,7 +3,7 @@
     jaxmm train --config experiments/transfusion/paper.py:0.76B --workdir GS/transfusion \
         --config.data.path=PICTURES --config.data.mixed.captions=CAPTIONS.jsonl \
         --config.data.mixed.latents=LATENTS --config.data.mixed.text_path=TEXTS \
-        --config.data.text.tokenizer=TOKENIZER.json
+        --config.data.mixed.text_share=0.5 --config.data.text.tokenizer=TOKENIZER.json
 
 Arguments: `0.16B` (default), `0.37B`, `0.76B`, `1.4B`, `7B`: the controlled runs of 0.5T tokens
 (section 4.1), 512 rows of 4096 positions a step, linear patches, no noise limit; `large`: the 7B
@@ -32,8 +32,7 @@ def get_config(what: str = '0.16B') -> ConfigDict:
   path = FieldReference('')
   mixed = {name: FieldReference('') for name in ('captions', 'latents', 'text_path')}
   of_all = dict(
-    image_field='image', length=LENGTH, patches=256, boi_id=31_998, eoi_id=31_999, text_share=0.5,
-    max_images=15,
+    image_field='image', length=LENGTH, patches=256, boi_id=31_998, eoi_id=31_999, max_images=15,
   )  # fmt: skip
   tokenizer = FieldReference('bytes')
   special = dict(bos_id=1, eos_id=2, pad_id=0)
