@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxmm
+from jaxmm import cli_sample
 from jaxmm.cli_curate import several, training
 from jaxmm.config import ConfigError, RunError
 from jaxmm.train.memory import keep_freed_memory
@@ -269,96 +270,16 @@ def _reconstruct(options) -> int:
 
 def _add_sample(verbs):
   p = _verb(
-    verbs, 'sample', _sample,
-    'Samples images from an image model and writes them as a grid (and as an array), or goes on '
-    'writing from a prompt with a model of text or bytes.',
+    verbs, 'sample', cli_sample.run,
+    'Samples images from an image model and writes them as a grid (and as an array); goes on '
+    'writing from a prompt with a model of text or bytes; draws what a prompt says, or says what '
+    'an image shows, with a model of both.',
     'jaxmm sample --run runs/mini-lm --num 64 --guidance 2.0 --output samples.png\n  '
-    'jaxmm sample --run runs/bytes --prompt "Once upon a time" --length 400',
+    'jaxmm sample --run runs/bytes --prompt "Once upon a time" --length 400\n  '
+    'jaxmm sample --run runs/transfusion --prompt "a frog" --guidance 3 --output frog.png\n  '
+    'jaxmm sample --run runs/transfusion --image frog.png',
   )  # fmt: skip
-  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of such a model')
-  p.add_argument(
-    '--prompt', nargs='+', metavar='TEXT', help='of a model of text: what it goes on from'
-  )
-  p.add_argument('--length', type=int, default=256, metavar='N', help='new bytes or tokens of text')
-  p.add_argument(
-    '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
-  )
-  p.add_argument('--num', type=int, default=64, help='how many (default: %(default)s)')
-  p.add_argument(
-    '--labels', type=int, nargs='+', metavar='ID', help='class ids; default: all in turn'
-  )
-  p.add_argument('--temperature', type=float, default=1.0, metavar='T', help='default: 1')
-  p.add_argument(
-    '--top-k', type=int, default=0, metavar='K', help='the K likeliest codes only; default: all'
-  )
-  p.add_argument(
-    '--top-p', type=float, default=1.0, metavar='P', help='the likeliest codes with probability P'
-  )
-  p.add_argument(
-    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
-  )
-  p.add_argument(
-    '--guidance-interval',
-    type=int,
-    default=-1,
-    metavar='N',
-    help="guide the first N + 2 codes only (LlamaGen's cfg_interval); default: all",
-  )
-  p.add_argument('--greedy', action='store_true', help='always the likeliest code')
-  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
-  p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
-  p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
-
-
-def _sample(options) -> int:
-  if options.prompt is not None:
-    return _sample_texts(options)
-  if not options.output:
-    raise ConfigError('--output FILE.png is needed for images; for text give a --prompt')
-  from jaxmm.studies import pictures
-
-  print(
-    pictures.sample(
-      options.model,
-      options.output,
-      num=options.num,
-      labels=options.labels,
-      array=options.array,
-      tokenizer=options.tokenizer,
-      seed=options.seed,
-      temperature=options.temperature,
-      top_k=options.top_k,
-      top_p=options.top_p,
-      guidance_scale=options.guidance,
-      guidance_interval=options.guidance_interval,
-      greedy=options.greedy,
-    )
-  )
-  return 0
-
-
-def _sample_texts(options) -> int:
-  from jaxmm.studies import texts
-
-  given = {'labels': options.labels, 'tokenizer': options.tokenizer, 'array': options.array}
-  for name, value in given.items():
-    if value is not None:
-      raise ConfigError(f'--{name} is of images, but there is a --prompt; leave one of them out')
-  done = texts.sample(
-    options.model,
-    options.prompt,
-    length=options.length,
-    output=options.output,
-    seed=options.seed,
-    show=lambda text: print(text, end='', flush=True),
-    temperature=options.temperature,
-    top_k=options.top_k,
-    top_p=options.top_p,
-    guidance_scale=options.guidance,
-    greedy=options.greedy,
-  )
-  print(done, file=sys.stderr)
-  return 0
+  cli_sample.add_options(p)
 
 
 def _add_evaluate(verbs):

@@ -5,8 +5,9 @@ Axes: B prompts, N positions of a prompt.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,12 +87,8 @@ class LoadedLm(LoadedText):
   """A trained language model over bytes or the tokens of its run's tokenizer."""
 
   def _stream(self, given, length, key_B, sampling):
-    config, data = self.task.config, self.config['data'].get('text', {})
-    tokenizer = data.get('tokenizer', 'bytes')
-    trained = None if tokenizer == 'bytes' else text.load(tokenizer)
-    encode = list if trained is None else lambda prompt: trained.encode(prompt.decode())
-    before = [] if data.get('bos_id') is None else [data['bos_id']]
-    rows = [[*before, *encode(prompt)] for prompt in given]
+    config, codec = self.task.config, Codec.of(self.config)
+    rows = [[*codec.before, *codec.encode(prompt)] for prompt in given]
     if not all(rows):
       raise ConfigError(
         'a prompt is empty, and this model was trained without data.text.bos_id, so it needs a '
@@ -103,18 +100,44 @@ class LoadedLm(LoadedText):
     draw = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
     params = self.variables['params']
     layout = jax.jit(lm.decode_params, static_argnums=1)(params, config)
-    eos = data.get('eos_id')
-    ids = np.asarray(
-      draw(
-        layout, params, prompt_BP=prompt_BN, length_B=length_B, key_B=key_B, config=config,
-        sampling=sampling, num_tokens=length, stop_id=eos,
-      )
+    ids = draw(
+      layout, params, prompt_BP=prompt_BN, length_B=length_B, key_B=key_B, config=config,
+      sampling=sampling, num_tokens=length, stop_id=codec.eos_id,
     )  # fmt: skip
-    yield [_bytes(row if eos is None else row[np.cumsum(row == eos) == 0], trained) for row in ids]
+    yield [codec.decode(row) for row in np.asarray(ids)]
 
 
-def _bytes(ids: np.ndarray, trained) -> bytes:
-  """The text of ids; of a byte model special ids have none."""
-  if trained is None:
-    return ids[ids < 256].astype(np.uint8).tobytes()
-  return trained.decode(ids.tolist(), keep_special=False).encode()
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  """Between texts and ids, as a run's `data.text` says.
+
+  Attributes:
+    tokenizer: a trained one; None for bytes.
+    before: the id that begins a document, or nothing.
+    eos_id: ends one; None without.
+  """
+
+  tokenizer: Any
+  before: tuple[int, ...]
+  eos_id: int | None
+
+  @classmethod
+  def of(cls, config: Mapping[str, Any]) -> Codec:
+    """That of a run's config."""
+    data = config['data'].get('text', {})
+    name, bos = data.get('tokenizer', 'bytes'), data.get('bos_id')
+    trained = None if name == 'bytes' else text.load(name)
+    return cls(trained, () if bos is None else (bos,), data.get('eos_id'))
+
+  def encode(self, given: bytes) -> list[int]:
+    """Ids of a text."""
+    return list(given) if self.tokenizer is None else self.tokenizer.encode(given.decode())
+
+  def decode(self, ids: np.ndarray) -> bytes:
+    """The text of ids up to the end of the document; ids that are no text have none."""
+    ids = np.asarray(ids)
+    if self.eos_id is not None:
+      ids = ids[np.cumsum(ids == self.eos_id) == 0]
+    if self.tokenizer is None:
+      return ids[ids < 256].astype(np.uint8).tobytes()
+    return self.tokenizer.decode(ids.tolist(), keep_special=False).encode()

@@ -24,9 +24,10 @@ from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.data.array_store import ArrayStore
 from jaxmm.evaluate.images import to_pixels
-from jaxmm.models import image_lm, lm, megabyte
+from jaxmm.models import image_lm, lm, megabyte, transfusion
 from jaxmm.studies import run
 from jaxmm.studies.loaded import LoadedRun
+from jaxmm.studies.loaded_mixed import LoadedTransfusion
 from jaxmm.studies.loaded_text import LoadedLm, LoadedMegabyte
 from jaxmm.task import example_keys
 from jaxmm.tokenizers import taesd, vae_task, vqgan_task
@@ -220,7 +221,7 @@ def load(
 
   Returns:
     LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), LoadedLm or
-    LoadedMegabyte (write), or LoadedRun for other Tasks.
+    LoadedMegabyte (write), LoadedTransfusion (draw, describe), or LoadedRun for other Tasks.
 
   Raises:
     ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.
@@ -250,6 +251,7 @@ def load(
     image_lm.ImageLmTask: LoadedImageLm,
     lm.LmTask: LoadedLm,
     megabyte.MegabyteTask: LoadedMegabyte,
+    transfusion.TransfusionTask: LoadedTransfusion,
   }
   return kinds.get(type(task), LoadedRun)(directory, config, task, step, variables, weights)
 

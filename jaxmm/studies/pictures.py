@@ -14,6 +14,7 @@ from jaxmm.config import ConfigError
 from jaxmm.data import transforms
 from jaxmm.report.images import tiled
 from jaxmm.studies import loading, run
+from jaxmm.studies.loaded_mixed import LoadedTransfusion
 
 # What a grid shows at most; all samples are in the array.
 _GRID = 256
@@ -94,6 +95,26 @@ def sample(
     np.savez(array, arr_0=images)
   first = f' (the first {_GRID})' if num > _GRID else ''
   return f'{num} samples: {output}{first}' + (f', {array}' if array else '')
+
+
+def draw(
+  model: LoadedTransfusion,
+  prompts: Sequence[str],
+  output: str | os.PathLike,
+  *,
+  array: str | os.PathLike | None = None,
+  **settings: Any,
+) -> str:
+  """Writes a PNG grid of an image for each prompt (and their array); returns what it wrote.
+
+  `settings` are those of `LoadedTransfusion.draw`.
+  """
+  _check_wanted(output, len(prompts))
+  images = model.draw(prompts, **settings)
+  _write_png(tiled(images, int(np.ceil(np.sqrt(len(images))))), output)
+  if array:
+    np.savez(array, arr_0=images)
+  return f'{len(images)} images: {output}' + (f', {array}' if array else '')
 
 
 def _check_wanted(output: str | os.PathLike, num: int) -> None:

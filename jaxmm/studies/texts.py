@@ -6,16 +6,18 @@ import codecs
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxmm.config import ConfigError
-from jaxmm.studies import loading
+from jaxmm.studies import pictures
+from jaxmm.studies.loaded import LoadedRun
+from jaxmm.studies.loaded_mixed import LoadedTransfusion
 from jaxmm.studies.loaded_text import LoadedText
 
 
 def sample(
-  directory: str | os.PathLike,
+  model: LoadedRun,
   prompts: Sequence[str],
   *,
   length: int,
@@ -27,7 +29,7 @@ def sample(
   """Writes on from each prompt; a single one is shown as it comes. Returns what was done.
 
   Args:
-    directory: the run.
+    model: a trained run.
     prompts: what is given.
     length: of what is new, in bytes or tokens.
     output: JSON lines with `prompt` and `text`; None for none. Bytes that are no UTF-8 become the
@@ -39,10 +41,10 @@ def sample(
   Raises:
     ConfigError: a run that writes no text, or what `LoadedText.stream` refuses.
   """
-  model = loading.load(directory)
   if not isinstance(model, LoadedText):
     raise ConfigError(
-      f'{directory} is a run of {model.config["task"]}, which writes no text; leave --prompt out'
+      f'{model.directory} is a run of {model.config["task"]}, which takes no prompt; leave '
+      '--prompt out'
     )
   whole = [''] * len(prompts)
   decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in prompts]
@@ -61,8 +63,54 @@ def sample(
       show(f'[{i}] {prompt}{text}\n')
   else:
     show('\n')
+  return f'{len(prompts)} texts of step {model.step}' + _written(
+    output, ({'prompt': p, 'text': t} for p, t in zip(prompts, whole))
+  )
+
+
+def describe(
+  model: LoadedRun,
+  files: Sequence[str],
+  *,
+  length: int,
+  output: str | os.PathLike | None = None,
+  seed: int = 0,
+  autoencoder: str | os.PathLike | None = None,
+  show: Callable[[str], Any],
+  **sampling: Any,
+) -> str:
+  """Says what pictures show; returns what was done.
+
+  Args:
+    model: a run of a model of text and images.
+    files: pictures, which are cropped and resized to the autoencoder's size.
+    length: tokens of a text at most.
+    output: JSON lines with `image` and `text`; None for none.
+    seed: of what is drawn.
+    autoencoder: its run; None is that of the latents the model was trained on.
+    show: takes a line for each picture.
+    **sampling: of `SamplingConfig`.
+
+  Raises:
+    ConfigError: another kind of model, or a file that is no picture.
+  """
+  if not isinstance(model, LoadedTransfusion):
+    raise ConfigError(
+      f'{model.directory} is a run of {model.config["task"]}, which describes no pictures; leave '
+      '--image out'
+    )
+  images = pictures.image_files(model.autoencoder(autoencoder), files)
+  found = model.describe(images, length, seed=seed, autoencoder=autoencoder, **sampling)
+  for file, text in zip(files, found):
+    show(f'{file}: {text}')
+  return f'{len(files)} pictures described by step {model.step}' + _written(
+    output, ({'image': f, 'text': t} for f, t in zip(files, found))
+  )
+
+
+def _written(output: str | os.PathLike | None, rows: Iterable[dict[str, str]]) -> str:
   if output is None:
-    return f'{len(prompts)} texts of step {model.step}'
-  rows = (json.dumps({'prompt': p, 'text': t}) + '\n' for p, t in zip(prompts, whole))
-  pathlib.Path(output).write_text(''.join(rows), encoding='utf-8')
-  return f'{len(prompts)} texts of step {model.step} written to {output}'
+    return ''
+  lines = (json.dumps(row) + '\n' for row in rows)
+  pathlib.Path(output).write_text(''.join(lines), encoding='utf-8')
+  return f', written to {output}'

@@ -75,12 +75,12 @@ def test_on_the_terminal_and_in_a_file(trained, tmp_path, capsys):
 @pytest.mark.parametrize('name', ['lm', 'megabyte'])
 def test_what_cannot_be_is_said(trained, name, prompts, options, message):
   with pytest.raises(ConfigError, match=message):
-    texts.sample(trained[name], prompts, show=lambda text: None, **options)
+    texts.sample(jaxmm.load(trained[name]), prompts, show=lambda text: None, **options)
 
 
 def test_options_of_images_and_of_text_do_not_mix(trained, capsys):
   words = ['sample', '--run', str(trained['lm'])]
   assert cli.main([*words, '--prompt', 'a', '--labels', '1']) == 2
-  assert '--labels is of images' in capsys.readouterr().err
+  assert '--labels is of models of classes' in capsys.readouterr().err
   assert cli.main(words) == 2
   assert '--output' in capsys.readouterr().err

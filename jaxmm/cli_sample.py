@@ -1,0 +1,146 @@
+"""The verb `sample`: images, texts, or the one from the other, as the run's model can."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from jaxmm.config import ConfigError
+
+
+def add_options(p) -> None:
+  """The options of the verb."""
+  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of such a model')
+  p.add_argument(
+    '--prompt', nargs='+', metavar='TEXT', help='what it goes on from, or what it is to draw'
+  )
+  p.add_argument(
+    '--image', nargs='+', metavar='FILE', help='pictures that a model of text and images describes'
+  )
+  p.add_argument(
+    '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
+  )
+  p.add_argument('--method', help='ancestral (default), ddim, or euler for a model of flow')
+  p.add_argument('--length', type=int, default=256, metavar='N', help='new bytes or tokens of text')
+  p.add_argument(
+    '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
+  )
+  p.add_argument('--num', type=int, default=64, help='how many (default: %(default)s)')
+  p.add_argument(
+    '--labels', type=int, nargs='+', metavar='ID', help='class ids; default: all in turn'
+  )
+  p.add_argument('--temperature', type=float, default=1.0, metavar='T', help='default: 1')
+  p.add_argument(
+    '--top-k', type=int, default=0, metavar='K', help='the K likeliest codes only; default: all'
+  )
+  p.add_argument(
+    '--top-p', type=float, default=1.0, metavar='P', help='the likeliest codes with probability P'
+  )
+  p.add_argument(
+    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
+  )
+  p.add_argument(
+    '--guidance-interval',
+    type=int,
+    default=-1,
+    metavar='N',
+    help="guide the first N + 2 codes only (LlamaGen's cfg_interval); default: all",
+  )
+  p.add_argument('--greedy', action='store_true', help='always the likeliest code')
+  p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
+  p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
+  p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
+
+
+def run(options) -> int:
+  """Does what the options say."""
+  if options.image is not None:
+    return _describe(options)
+  if options.prompt is not None:
+    return _from_prompts(options)
+  if not options.output:
+    raise ConfigError('--output FILE.png is needed for images; for text give a --prompt')
+  from jaxmm.studies import pictures
+
+  print(
+    pictures.sample(
+      options.model,
+      options.output,
+      num=options.num,
+      labels=options.labels,
+      array=options.array,
+      tokenizer=options.tokenizer,
+      guidance_scale=options.guidance,
+      guidance_interval=options.guidance_interval,
+      **_of_tokens(options),
+    )
+  )
+  return 0
+
+
+def _of_tokens(options) -> dict[str, Any]:
+  names = ('seed', 'temperature', 'top_k', 'top_p', 'greedy')
+  return {name: getattr(options, name) for name in names}
+
+
+def _refuse_labels(options, given: str) -> None:
+  if options.labels is not None:
+    raise ConfigError(f'--labels is of models of classes, but there is {given}; leave one out')
+
+
+def _from_prompts(options) -> int:
+  from jaxmm.studies import loading, pictures, texts
+  from jaxmm.studies.loaded_mixed import LoadedTransfusion
+
+  _refuse_labels(options, 'a --prompt')
+  model = loading.load(options.model)
+  if isinstance(model, LoadedTransfusion):
+    if not options.output:
+      raise ConfigError('--output FILE.png is needed for what a model of text and images draws')
+    method = {} if options.method is None else {'method': options.method}
+    done = pictures.draw(
+      model,
+      options.prompt,
+      options.output,
+      array=options.array,
+      seed=options.seed,
+      autoencoder=options.tokenizer,
+      steps=options.steps,
+      guidance_scale=options.guidance,
+      **method,
+    )
+    print(done)
+    return 0
+  for name in ('tokenizer', 'array'):
+    if getattr(options, name) is not None:
+      raise ConfigError(f'--{name} is of images, but {options.model} writes text; leave it out')
+  done = texts.sample(
+    model,
+    options.prompt,
+    length=options.length,
+    output=options.output,
+    show=lambda text: print(text, end='', flush=True),
+    guidance_scale=options.guidance,
+    **_of_tokens(options),
+  )
+  print(done, file=sys.stderr)
+  return 0
+
+
+def _describe(options) -> int:
+  from jaxmm.studies import loading, texts
+
+  _refuse_labels(options, 'an --image')
+  if options.prompt is not None:
+    raise ConfigError('--image and --prompt are both given; a picture is described without one')
+  done = texts.describe(
+    loading.load(options.model),
+    options.image,
+    length=options.length,
+    output=options.output,
+    autoencoder=options.tokenizer,
+    show=lambda text: print(text, flush=True),
+    **_of_tokens(options),
+  )
+  print(done, file=sys.stderr)
+  return 0
