@@ -3,7 +3,8 @@
     jaxmm train --config experiments/megabyte/paper.py:text-758M-262M --workdir GS/megabyte \
         --config.data.path=TEXT
 
-Arguments: the names of `jaxmm.models.megabyte.PRESETS`, `text-758M-262M` being the default.
+Arguments: the names of `jaxmm.models.megabyte.PRESETS`, `text-758M-262M` being the default. Theirs
+are texts; `image...` take pictures (cropped to their size, in patch scan), `audio...` .wav files.
 
 Optimizer, schedule, dropout and initial weights are the paper's, and the bytes of the text runs (80
 billion) and of ImageNet64 (1.4 trillion). Batches and learning rates are not certain: they are as
@@ -11,6 +12,10 @@ others report its appendix. How long the other runs were is not known to us; the
 beginning. Cross-patch attention, whose r the paper does not say, is off:
 `--config.model.cross_patch=R` turns it on.
 """
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -29,6 +34,18 @@ RUNS = {
 }
 
 
+def _data(preset: Mapping[str, Any]) -> dict[str, Any]:
+  """What is read: texts, pictures in patch scan, or the samples of .wav files."""
+  length, patch = preset['length'], preset['patch']
+  if patch == 8:
+    text = dict(length=length, packing='concat', field='text', pad_id=256)
+    return dict(name='text', text=text)
+  if patch == 32:
+    return dict(name='bytes', bytes=dict(length=length, packing='concat', suffixes=('.wav',)))
+  scan = dict(length=length, image_order='patch', patch=patch)
+  return dict(name='images', image_size=math.isqrt(length // 3), crop='center', bytes=scan)
+
+
 def get_config(size: str = 'text-758M-262M') -> ConfigDict:
   """The run's config; `size` is a preset of the model."""
   if size not in RUNS:
@@ -36,10 +53,7 @@ def get_config(size: str = 'text-758M-262M') -> ConfigDict:
   batch, learning_rate, total_bytes, chunk = RUNS[size]
   length = PRESETS[size]['length']
   path = FieldReference('')  # eval_data follows what is set for data
-  data = dict(
-    name='text', path=path, split='train',
-    text=dict(length=length, packing='concat', field='text', pad_id=256),
-  )  # fmt: skip
+  data = dict(path=path, split='train', **_data(PRESETS[size]))
   return ConfigDict(
     dict(
       task='jaxmm.models.megabyte',

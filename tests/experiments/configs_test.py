@@ -74,8 +74,8 @@ def batch_shapes(config, task):
   data = configs.from_mapping(DataConfig, configs.plain(config.data), 'data')
   shape = lambda dtype, *sizes: jax.ShapeDtypeStruct((config.batch, *sizes), dtype)
   out = {'index_B': shape(np.uint32), 'record_B': shape(np.int32), 'valid_B': shape(np.float32)}
-  if data.name == 'text':
-    length = data.text.length
+  if data.name in ('text', 'bytes') or data.bytes.image_order:
+    length = data.text.length if data.name == 'text' else data.bytes.length
     ids = {'ids_BL': shape(np.int32, length), 'segment_BL': shape(np.int32, length)}
     return out | ids | {'weight_BL': shape(np.float32, length)}
   if data.name == 'mixed':
