@@ -87,8 +87,7 @@ def of_vectors(
     stages['assigning']['sums'] = fit['sums']
   if compared:
     batch = min(semdedup.BATCH, usable) * row
-    # Those of all streams, and one that is gathered meanwhile.
-    held = semdedup.streams_of(devices) + 1
+    held = semdedup.buffers_of(semdedup.streams_of(devices))
     stages['comparing'] = {'batches': held * batch * max(1, devices // processes)}
   return MemoryPlan(always, stages)
 

@@ -207,12 +207,18 @@ def _merge(best_N, place_N, place_CF, best_CF, column_CF) -> None:
 def streams_of(devices: int, platform: str = 'cpu') -> int:
   """How many batches are compared side by side, beside those of other devices.
 
-  Products of a tile are too small to fill several cores of one CPU. Programs of several devices
-  wait for one another, so they must begin in the same order everywhere: one at a time.
+  Products of a tile are too small to fill several cores of one CPU; one stream more than cores
+  gathers meanwhile, which waits for memory. Programs of several devices wait for one another, so
+  they must begin in the same order everywhere: one at a time.
   """
   if devices > 1 or platform != 'cpu':
     return 1
-  return min(os.cpu_count() or 1, _MOST_STREAMS)
+  return min((os.cpu_count() or 1) + 1, _MOST_STREAMS)
+
+
+def buffers_of(streams: int) -> int:
+  """How many batches a device holds: of one stream the next one, too, which is gathered ahead."""
+  return max(streams, 2)
 
 
 def _compared_batches(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
@@ -221,9 +227,8 @@ def _compared_batches(x_ND, order_N, start_K, end_K, mesh) -> Iterator[tuple]:
   streams = streams_of(mesh.size, mesh.devices.flat[0].platform)
   batches = list(_batches(start_K.tolist(), end_K.tolist()))
   F = -(-max((_rows(parts) for parts, _ in batches), default=0) // _TILE) * _TILE
-  # One set more than streams, so that the next batch is gathered meanwhile, and in turn: to be
-  # given new memory takes longer than to fill it.
-  buffers: list[dict[int, np.ndarray]] = [{} for _ in range(streams + 1)]
+  # Used in turn: to be given new memory takes longer than to fill it.
+  buffers: list[dict[int, np.ndarray]] = [{} for _ in range(buffers_of(streams))]
   turns = [batches[first : first + devices] for first in range(0, len(batches), devices)]
   waiting = collections.deque()
 

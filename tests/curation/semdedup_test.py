@@ -102,13 +102,13 @@ def test_devices_do_not_show():
     np.testing.assert_array_equal(one.nearest_N, other.nearest_N)
 
 
-@pytest.mark.parametrize('streams', [1, 2, 5])
+@pytest.mark.parametrize('streams', [2, 3, 6])
 def test_batches_compared_side_by_side_on_one_cpu_do_not_show(monkeypatch, streams):
   """With far more batches than buffers, so that every buffer is used again."""
   of = clustered([90, 64, 3, 150, 10] * 8)
   eight = semdedup.earlier(*of, prefer='hard')
   monkeypatch.setattr(semdedup, 'BATCH', 192)
-  monkeypatch.setattr(semdedup.os, 'cpu_count', lambda: streams)
+  monkeypatch.setattr(semdedup.os, 'cpu_count', lambda: streams - 1)
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   assert semdedup.streams_of(mesh.size) == streams
   one = semdedup.earlier(*of, prefer='hard', mesh=mesh)
