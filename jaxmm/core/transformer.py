@@ -157,6 +157,12 @@ class StackConfig:
     return self.pattern * (self.depth // len(self.pattern))
 
 
+def gated_hidden(width: int, multiple: int) -> int:
+  """F of a gated MLP with as many weights as a plain one of 4 D: 2/3 of 4 D, rounded up to
+  `multiple` (arXiv:2002.05202; the rounding is Llama's)."""
+  return -(-int(2 * 4 * width / 3) // multiple) * multiple
+
+
 @flax.struct.dataclass
 class Context:
   """What a cross block attends to.

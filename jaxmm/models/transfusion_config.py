@@ -160,8 +160,7 @@ class TransfusionConfig:
 
   def hidden_width(self) -> int:
     """The MLP's width."""
-    rough = int(2 * 4 * self.width / 3)
-    return self.hidden or -(-rough // self.hidden_multiple) * self.hidden_multiple
+    return self.hidden or transformer.gated_hidden(self.width, self.hidden_multiple)
 
   def stack(self) -> transformer.StackConfig:
     """The Stack of this model."""

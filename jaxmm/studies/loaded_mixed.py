@@ -5,6 +5,7 @@ Axes: B prompts or images, Y X rows and columns, C channels.
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -23,9 +24,18 @@ from jaxmm.studies.loaded import LoadedRun
 from jaxmm.studies.loaded_text import Codec
 from jaxmm.task import example_keys
 
-_STATIC = (
-  'config', 'sampling', 'sampler', 'num_positions', 'num_images', 'stop_id', 'stop_after_images',
+# Compiled once for all calls of one shape and settings.
+_layout = jax.jit(transfusion.decode_params, static_argnums=1)
+_generate = jax.jit(
+  transfusion_sampling.generate,
+  static_argnames=(
+    'config', 'sampling', 'sampler', 'num_positions', 'num_images', 'stop_id', 'stop_after_images',
+  ),
 )  # fmt: skip
+_caption = jax.jit(
+  transfusion_sampling.caption,
+  static_argnames=('config', 'sampling', 'num_tokens', 'stop_id', 'before'),
+)
 
 
 class LoadedTransfusion(LoadedRun):
@@ -84,8 +94,8 @@ class LoadedTransfusion(LoadedRun):
         f'the longest prompt and an image take {num} positions, but model.length is '
         f'{config.length}; give shorter ones'
       )
-    mixed = jax.jit(transfusion_sampling.generate, static_argnames=_STATIC)(
-      self._layout(), self.variables['params'],
+    mixed = _generate(
+      self._layout, self.variables['params'],
       prompt=transfusion_prompts.prompts(config, rows, num),
       key_B=example_keys(jax.random.key(seed), np.arange(len(rows), dtype=np.uint32)),
       config=config, sampling=SamplingConfig(), sampler=settings, num_positions=num,
@@ -114,15 +124,14 @@ class LoadedTransfusion(LoadedRun):
     config, codec = self.task.config, Codec.of(self.config)
     settings = configs.from_mapping(SamplingConfig, sampling, 'sampling')
     latent = self.autoencoder(autoencoder).encode(image_BYXC)
-    static = ('config', 'sampling', 'num_tokens', 'stop_id', 'before')
-    ids = jax.jit(transfusion_sampling.caption, static_argnames=static)(
-      self._layout(), self.variables['params'], latent_BYXC=latent,
+    ids = _caption(
+      self._layout, self.variables['params'], latent_BYXC=latent,
       key_B=example_keys(jax.random.key(seed), np.arange(len(latent), dtype=np.uint32)),
       config=config, sampling=settings, num_tokens=length, stop_id=codec.eos_id,
       before=codec.before,
     )  # fmt: skip
     return [codec.decode(row).decode(errors='replace') for row in np.asarray(ids)]
 
+  @functools.cached_property
   def _layout(self):
-    make = jax.jit(transfusion.decode_params, static_argnums=1)
-    return make(self.variables['params'], self.task.config)
+    return _layout(self.variables['params'], self.task.config)

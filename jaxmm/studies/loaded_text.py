@@ -23,6 +23,10 @@ from jaxmm.tokenizers import text
 
 # Prompts of a language model are padded to its multiples, so that few lengths are compiled.
 _PROMPT_BUCKET = 64
+# Compiled once for all calls of one shape and settings.
+_lm_layout = jax.jit(lm.decode_params, static_argnums=1)
+_megabyte_layout = jax.jit(megabyte_generation.decode_params, static_argnums=1)
+_generate = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
 
 
 class LoadedText(LoadedRun):
@@ -69,8 +73,7 @@ class LoadedMegabyte(LoadedText):
 
   @functools.cached_property
   def _layout(self):
-    make = jax.jit(megabyte_generation.decode_params, static_argnums=1)
-    return make(self.variables['params'], self.task.config)
+    return _megabyte_layout(self.variables['params'], self.task.config)
 
   def _stream(self, given, length, key_B, sampling):
     config = self.task.config
@@ -86,6 +89,10 @@ class LoadedMegabyte(LoadedText):
 class LoadedLm(LoadedText):
   """A trained language model over bytes or the tokens of its run's tokenizer."""
 
+  @functools.cached_property
+  def _layout(self):
+    return _lm_layout(self.variables['params'], self.task.config)
+
   def _stream(self, given, length, key_B, sampling):
     config, codec = self.task.config, Codec.of(self.config)
     rows = [[*codec.before, *codec.encode(prompt)] for prompt in given]
@@ -97,12 +104,9 @@ class LoadedLm(LoadedText):
     longest = max(map(len, rows))
     room = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, config.length - length)
     prompt_BN, length_B = lm.prompts(rows, max(room, longest))
-    draw = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
-    params = self.variables['params']
-    layout = jax.jit(lm.decode_params, static_argnums=1)(params, config)
-    ids = draw(
-      layout, params, prompt_BP=prompt_BN, length_B=length_B, key_B=key_B, config=config,
-      sampling=sampling, num_tokens=length, stop_id=codec.eos_id,
+    ids = _generate(
+      self._layout, self.variables['params'], prompt_BP=prompt_BN, length_B=length_B, key_B=key_B,
+      config=config, sampling=sampling, num_tokens=length, stop_id=codec.eos_id,
     )  # fmt: skip
     yield [codec.decode(row) for row in np.asarray(ids)]
 
