@@ -30,8 +30,16 @@ def spread(values: Sequence[float]) -> str:
   return mean if len(set(values)) == 1 else f'{mean} ({min(values):.4g} to {max(values):.4g})'
 
 
-def table(measured: Mapping[str, Mapping[Any, Mapping[str, float]]]) -> tuple[list, list]:
-  """Columns and rows of `{arm: {seed: {metric: value}}}`: a row a metric, a column an arm."""
-  metrics = {m: None for of in measured.values() for values in of.values() for m in values}
+def table(
+  measured: Mapping[str, Mapping[Any, Mapping[str, float]]],
+  names: Mapping[str, str] | None = None,
+) -> tuple[list[str], list[list[str]]]:
+  """Columns and rows of `{arm: {seed: {metric: value}}}`: a row a metric, a column an arm.
+
+  `names` are the metrics that are shown, and how they are called; None shows all.
+  """
+  if names is None:
+    names = {m: m for of in measured.values() for values in of.values() for m in values}
   cell = lambda of, metric: spread([v[metric] for v in of.values() if metric in v])
-  return ['', *measured], [[m, *(cell(of, m) for of in measured.values())] for m in metrics]
+  rows = [[name, *(cell(of, m) for of in measured.values())] for m, name in names.items()]
+  return ['', *measured], rows

@@ -19,12 +19,13 @@ from jaxmm.data.kept import read_columns
 from jaxmm.data.transforms import decode_image
 from jaxmm.interop.efficientnet import read_classifier
 from jaxmm.report import images, page
-from jaxmm.studies import claim_page, image_pruning
+from jaxmm.studies import claim_run, image_pruning
 from jaxmm.studies.image_pruning import POOL, Arm, ImagePruning
 from jaxmm.studies.planted_images import PlantedConfig
-from jaxmm.studies.stages import Study, paired, text_table
-from jaxmm.studies.verdict import Claim, concluded
+from jaxmm.studies.stages import Study, paired
+from jaxmm.studies.verdict import Claim
 
+_OF_LISTS = ('keep', 'eps', 'clusters', 'allocation', 'feature_size')
 METRICS = {
   'accuracy': 'accuracy on the test pictures, %',
   'cross_entropy': 'cross-entropy on them, nats',
@@ -82,17 +83,9 @@ def run(
   Raises:
     ConfigError: seeds, scale or the claim's own settings cannot be; before anything is trained.
   """
-  study = Study(workdir, echo)
   plan = planned(claim, data_path=data_path, seeds=seeds, scale=scale)
   read_classifier(plan.feature_weights)  # that the weights are missing shows at once
-  image_pruning.add_stages(study, plan)
-  study.run()
-  measured = image_pruning.measurements(study, plan)
-  head, rows = table(measured)
-  echo(text_table(head, rows))
-  return _write_page(
-    study, plan, claim, concluded(claim.claim, measured, scale, study.directory, echo)
-  )
+  return claim_run.run(claim, KIND, plan, workdir, scale, echo)
 
 
 def planned(
@@ -116,31 +109,7 @@ def planned(
   return ImagePruning(config, claim.planted, claim.arms, seeds, **claim.settings)
 
 
-def table(measured: Mapping) -> tuple[list[str], list[list[str]]]:
-  """Column names and rows: a row a metric, a column an arm; mean, in brackets least and most."""
-  arms = list(measured)
-  rows = [
-    [
-      name,
-      *(claim_page.spread([of_seed[metric] for of_seed in measured[arm].values()]) for arm in arms),
-    ]
-    for metric, name in METRICS.items()
-  ]
-  return ['', *arms], rows
-
-
-def _write_page(
-  study: Study, plan: ImagePruning, claim: ImagePruningClaim, head: list
-) -> pathlib.Path:
-  out = page.Page(claim.title, claim.subtitle, claim_page.facts(plan.seeds))
-  out.add(*head)
-  steps, batch = plan.classifier['steps'], plan.classifier['batch']
-  out.add_section(
-    'The numbers',
-    page.table(*table(image_pruning.measurements(study, plan))),
-    intro='Mean over seeds, in brackets the smallest and the largest. Every arm trains the same '
-    f'network in {steps} steps of {batch} pictures.',
-  )
+def _add_sections(out: page.Page, study: Study, plan: ImagePruning) -> None:
   out.add_section(
     'What is kept',
     page.figure(
@@ -150,15 +119,26 @@ def _write_page(
       look_for='rows of one arm that look alike: what it prefers',
     ),
   )
-  if claim.departures:
-    out.add_section('Where this departs from the paper', *claim.departures)
+  lists = {name: getattr(plan, name) for name in _OF_LISTS}
   out.add_section(
     'Settings',
     page.settings(plan.classifier, 'classifier (all arms)'),
     page.settings(dataclasses.asdict(plan.planted), 'pool'),
-    page.settings(dict(claim.settings), 'lists'),
+    page.settings(lists, 'lists'),
   )
-  return out.write(study.directory / 'report.html')
+
+
+def _intro(plan: ImagePruning) -> str:
+  steps, batch = plan.classifier['steps'], plan.classifier['batch']
+  return (
+    'Mean over seeds, in brackets the smallest and the largest. Every arm trains the same '
+    f'network in {steps} steps of {batch} pictures.'
+  )
+
+
+KIND = claim_run.Kind(
+  image_pruning.add_stages, image_pruning.measurements, _add_sections, _intro, METRICS
+)
 
 
 def _kept_pictures(study: Study, plan: ImagePruning, number: int = 12) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 
-from jaxmm.studies import claim_markdown, image_pruning, image_pruning_claim
+from jaxmm.studies import claim_markdown, claim_page, image_pruning, image_pruning_claim
 
 
 def markdown(directory: str | os.PathLike) -> str:
@@ -25,7 +25,8 @@ def markdown(directory: str | os.PathLike) -> str:
     arm: {seed: of[seed] for seed in verdict.findings[0].seeds}
     for arm, of in image_pruning.read_measurements(directory).items()
   }
-  return claim_markdown.text(directory, verdict, image_pruning_claim.table(measured))
+  numbers = claim_page.table(measured, image_pruning_claim.METRICS)
+  return claim_markdown.text(directory, verdict, numbers)
 
 
 main = functools.partial(claim_markdown.command, markdown)

@@ -12,11 +12,10 @@ from typing import Any
 
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
-from jaxmm.studies import models, models_page
+from jaxmm.studies import claim_run, models, models_page
 from jaxmm.studies import run as runs
 from jaxmm.studies.models import DATA, Measure, Models, Prepared
-from jaxmm.studies.stages import Study, write_json
-from jaxmm.studies.verdict import Claim, concluded
+from jaxmm.studies.verdict import Claim
 
 Echo = Callable[[str], None]
 
@@ -90,20 +89,7 @@ def run(
     ConfigError: seeds, scale, the data or the claim's own settings cannot be; before training.
   """
   plan = planned(claim, data_path=data_path, seeds=seeds, scale=scale)
-  study = Study(workdir, echo)
-  models.add_stages(study, plan)
-  study.run()
-  measured = models.measurements(study, plan)
-  write_json(study.directory / 'measurements.json', measured)
-  models_page.print_table(measured, echo)
-  return models_page.write(
-    study,
-    plan,
-    title=claim.title,
-    subtitle=claim.subtitle,
-    head=concluded(claim.claim, measured, scale, study.directory, echo),
-    departures=claim.departures,
-  )
+  return claim_run.run(claim, models_page.KIND, plan, workdir, scale, echo)
 
 
 def planned(

@@ -12,11 +12,10 @@ from typing import Any
 
 from jaxmm import config as configs
 from jaxmm.curation.embedding_job import Embedder
-from jaxmm.studies import pruning, pruning_page
+from jaxmm.studies import claim_run, pruning_page
 from jaxmm.studies import run as runs
 from jaxmm.studies.pruning import Arm, Pruning
-from jaxmm.studies.stages import Study, write_json
-from jaxmm.studies.verdict import Claim, concluded
+from jaxmm.studies.verdict import Claim
 
 Echo = Callable[[str], None]
 # A model of 0.17 M parameters whose runs take half a minute on a core; pilots chose them.
@@ -103,20 +102,7 @@ def run(
     ConfigError: seeds, scale, the data or the claim's own settings cannot be; before training.
   """
   plan = planned(claim, data_path=data_path, seeds=seeds, scale=scale)
-  study = Study(workdir, echo)
-  pruning.add_stages(study, plan)
-  study.run()
-  measured = pruning.measurements(study, plan)
-  write_json(study.directory / 'measurements.json', measured)
-  pruning_page.print_table(measured, echo)
-  return pruning_page.write(
-    study,
-    plan,
-    title=claim.title,
-    subtitle=claim.subtitle,
-    head=concluded(claim.claim, measured, scale, study.directory, echo),
-    departures=claim.departures,
-  )
+  return claim_run.run(claim, pruning_page.KIND, plan, workdir, scale, echo)
 
 
 def planned(

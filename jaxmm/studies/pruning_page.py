@@ -2,54 +2,36 @@
 
 from __future__ import annotations
 
-import pathlib
-from collections.abc import Mapping, Sequence
-
-from jaxmm.report import figures, page
-from jaxmm.report.run_page import read_log
-from jaxmm.studies import claim_page, pruning, stages
+from jaxmm.report import page
+from jaxmm.studies import claim_run, pruning, stages
 from jaxmm.studies.pruning import Pruning
 
 
-def write(
-  study: stages.Study,
-  plan: Pruning,
-  *,
-  title: str,
-  subtitle: str,
-  head: Sequence = (),
-  departures: Sequence[str] = (),
-) -> pathlib.Path:
-  """Writes `report.html` into the study's directory.
-
-  Args:
-    study: finished.
-    plan: what was run.
-    title, subtitle: of the page.
-    head: blocks that come first (the verdict).
-    departures: sentences, each one way in which this is not the paper.
-  """
-  facts = claim_page.facts(plan.seeds, **{'steps of every arm': plan.model['steps']})
-  out = page.Page(title, subtitle, facts)
-  out.add(*head)
-  columns, rows = claim_page.table(pruning.measurements(study, plan))
-  out.add_section(
-    'The numbers',
-    page.table(columns, rows),
-    intro='Bits a byte of held-out texts; mean over seeds, in brackets the smallest and largest.',
-  )
+def add_sections(out: page.Page, study: stages.Study, plan: Pruning) -> None:
+  """What stands below the numbers of a study that has run."""
   _add_corpora(out, study)
   _add_lists(out, study, plan)
-  _add_losses(out, study, plan)
-  if departures:
-    out.add_section('Where this departs from the paper', *departures)
+  seed = plan.seeds[0]
+  claim_run.add_losses(
+    out,
+    {name: pruning.log_of(study, seed, name) for name in plan.arms},
+    'cross_entropy',
+    'nats a byte',
+    f'Of seed {seed}. Easy or repeated text has a low training loss; it says nothing of held-out '
+    'text.',
+  )
   out.add_section('Settings', page.settings(plan.model, 'language model (all arms)'))
-  return out.write(study.directory / 'report.html')
 
 
-def print_table(measured: Mapping, echo) -> None:
-  """The numbers for a terminal."""
-  echo(stages.text_table(*claim_page.table(measured)))
+def intro(plan: Pruning) -> str:
+  """What stands above the numbers."""
+  return (
+    'Bits a byte of held-out texts; mean over seeds, in brackets the smallest and largest. '
+    f'Every arm is trained for {plan.model["steps"]} steps.'
+  )
+
+
+KIND = claim_run.Kind(pruning.add_stages, pruning.measurements, add_sections, intro)
 
 
 def _add_corpora(out: page.Page, study: stages.Study) -> None:
@@ -73,19 +55,3 @@ def _add_lists(out: page.Page, study: stages.Study, plan: Pruning) -> None:
     intro=f'The lists of seed {seed}; every arm trains for the same number of steps, so a smaller '
     'list is repeated more often.',
   )
-
-
-def _add_losses(out: page.Page, study: stages.Study, plan: Pruning) -> None:
-  seed, series = plan.seeds[0], []
-  for i, name in enumerate(plan.arms):
-    log = read_log(pruning.log_of(study, seed, name))
-    if 'cross_entropy' in log.columns:
-      steps, values = log.columns['cross_entropy']
-      series.append(figures.thinned(figures.Series(name, steps, values, color=i)))
-  if series:
-    out.add_section(
-      'Training losses',
-      figures.line_chart(series, x_label='step', y_label='nats a byte'),
-      intro=f'Of seed {seed}. Easy or repeated text has a low training loss; it says nothing of '
-      'held-out text.',
-    )

@@ -13,8 +13,7 @@ import os
 from collections.abc import Mapping
 
 from jaxmm.config import ConfigError
-from jaxmm.studies import claim_markdown, matched_control, stages, two_stage
-from jaxmm.studies.claim_page import spread
+from jaxmm.studies import claim_markdown, claim_page, matched_control, stages, two_stage
 from jaxmm.studies.two_stage_page import METRICS
 from jaxmm.studies.verdict import Verdict
 
@@ -30,12 +29,12 @@ def markdown(directory: str | os.PathLike) -> str:
   measured = two_stage.read_measurements(directory)
   _check_same(verdict, measured, directory)
   seeds = verdict.findings[0].seeds
-  arms = sorted(measured, key=lambda arm: _first_mention(verdict, arm))
-  numbers = [
-    [name, *(spread([measured[arm][seed][metric] for seed in seeds]) for arm in arms)]
-    for metric, name in METRICS.items()
-  ]
-  return claim_markdown.text(directory, verdict, (['', *arms], numbers), _remarks(directory))
+  judged = {
+    arm: {seed: measured[arm][seed] for seed in seeds}
+    for arm in sorted(measured, key=lambda arm: _first_mention(verdict, arm))
+  }
+  numbers = claim_page.table(judged, METRICS)
+  return claim_markdown.text(directory, verdict, numbers, _remarks(directory))
 
 
 def _check_same(verdict: Verdict, measured: Mapping, directory: str | os.PathLike) -> None:

@@ -65,16 +65,9 @@ def write(
 
 
 def _add_table(out: page.Page, study: stages.Study, plan: TwoStage) -> None:
-  measured = two_stage.measurements(study, plan)
-  arms = list(plan.tokenizers)
-  rows = []
-  for metric, name in METRICS.items():
-    values = {arm: [measured[arm][seed][metric] for seed in plan.seeds] for arm in arms}
-    cells = [claim_page.spread(values[arm]) for arm in arms]
-    rows.append([name, *cells])
   out.add_section(
     'The numbers',
-    page.table(['', *arms], rows),
+    page.table(*claim_page.table(two_stage.measurements(study, plan), METRICS)),
     intro='Mean over seeds, in brackets the smallest and the largest.',
   )
 
@@ -180,9 +173,4 @@ def _add_budget(out: page.Page, plan: TwoStage) -> None:
 
 def print_table(measured: Mapping, echo) -> None:
   """The numbers for a terminal."""
-  arms = list(measured)
-  rows = [
-    [name, *(claim_page.spread([run[metric] for run in measured[arm].values()]) for arm in arms)]
-    for metric, name in METRICS.items()
-  ]
-  echo(stages.text_table(['', *arms], rows))
+  echo(stages.text_table(*claim_page.table(measured, METRICS)))
