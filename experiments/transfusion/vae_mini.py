@@ -9,7 +9,9 @@ two CPU cores.
 
 Without the two settings CIFAR-10 comes from TFDS. Arguments: `plain` (default), L1 and KL;
 `adversarial`, also the edge features that stand in for LPIPS (whose weights are the user's) and a
-small discriminator from the middle of the run on: the paper's whole loss but for its ID term.
+small discriminator from the middle of the run on: the paper's whole loss but for its ID term;
+`vq`, the twin whose latents are codes, a codebook of 512 in place of KL, for models of text and
+codes (the paper's Chameleon).
 """
 
 from ml_collections import ConfigDict, FieldReference
@@ -17,12 +19,13 @@ from ml_collections import ConfigDict, FieldReference
 from jaxmm.config import ConfigError
 
 IMAGE_SIZE = 32
+NETWORK = dict(channels=16, multipliers=(1, 2, 2), res_blocks=1, z_channels=32, norm_groups=8)
 
 
 def get_config(what: str = 'plain') -> ConfigDict:
-  """The run's config; `what` is plain or adversarial."""
-  if what not in ('plain', 'adversarial'):
-    raise ConfigError(f'vae_mini.py:{what}: expected plain or adversarial')
+  """The run's config; `what` is plain, adversarial or vq."""
+  if what not in ('plain', 'adversarial', 'vq'):
+    raise ConfigError(f'vae_mini.py:{what}: expected plain, adversarial or vq')
   # eval_data follows what is set for data.
   name, path = FieldReference('cifar10'), FieldReference('')
   data = dict(
@@ -40,10 +43,7 @@ def get_config(what: str = 'plain') -> ConfigDict:
       batch=16,
       model=dict(
         image_size=IMAGE_SIZE,
-        vae=dict(
-          channels=16, multipliers=(1, 2, 2), res_blocks=1, z_channels=32, norm_groups=8,
-          latent_dim=4,
-        ),
+        vae=dict(NETWORK, latent_dim=4),
         perceptual=dict(name='none'),
       ),
       data=data,
@@ -54,6 +54,14 @@ def get_config(what: str = 'plain') -> ConfigDict:
       evaluate=dict(every=0),
     )
   )  # fmt: skip
+  if what == 'vq':
+    # The paper's commitment weight and width; codes nobody uses begin anew.
+    quantizer = dict(codes=512, width=8, commitment_weight=0.25, revive_after=50)
+    config.task = 'jaxmm.tokenizers.vqgan_task'
+    config.model = dict(
+      image_size=IMAGE_SIZE, vqgan=dict(NETWORK, quantizer=quantizer), reconstruction='l1',
+      perceptual=dict(name='none'),
+    )  # fmt: skip
   if what == 'adversarial':
     config.model.perceptual.name = 'edges'
     config.model.adversarial = dict(

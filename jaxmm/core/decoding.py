@@ -33,6 +33,7 @@ class SamplingConfig:
     guidance_interval: the last token counted from the second one (number 0) that is guided, as in
       LlamaGen's `cfg_interval`: -1 guides all, n guides the first n + 2.
     greedy: take the likeliest token.
+    allowed: the first id that may be drawn and the one behind the last; None for all.
   """
 
   temperature: float = 1.0
@@ -41,6 +42,7 @@ class SamplingConfig:
   guidance_scale: float = 1.0
   guidance_interval: int = -1
   greedy: bool = False
+  allowed: tuple[int, int] | None = None
 
   def __post_init__(self):
     if self.temperature <= 0:
@@ -57,6 +59,8 @@ class SamplingConfig:
       raise ConfigError(
         f'guidance_interval is {self.guidance_interval}, expected -1 (always) or a token number'
       )
+    if self.allowed is not None and not 0 <= self.allowed[0] < self.allowed[1]:
+      raise ConfigError(f'allowed is {self.allowed}, expected ids (first, end), 0 <= first < end')
 
   @property
   def is_guided(self) -> bool:
@@ -124,6 +128,9 @@ def next_ids(
   Without guidance the index may be one number a row, [B].
   """
   logits_BV = guided(logits_RV.astype(jnp.float32), index, config)
+  if config.allowed is not None:
+    id_V, (first, end) = jnp.arange(logits_BV.shape[1]), config.allowed
+    logits_BV = jnp.where((id_V >= first) & (id_V < end), logits_BV, -jnp.inf)
   if config.greedy:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   logits_BV = filtered(logits_BV, config)

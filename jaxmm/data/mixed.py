@@ -58,6 +58,9 @@ class MixedConfig:
     patches: positions of a picture, without BOI and EOI.
     latents: array store with a field `latents` ([Y, X, C], or several views [V, Y, X, C]) of every
       picture of `data.path`, in their order; '' gives pixels.
+    codes: instead of latents, array store with a field `codes` ([P] or [V, P]) of every picture, in
+      their order: codes then stand in the row as ids and are targets like text.
+    first_code: the id of code 0, behind all other ids.
     boi_id: begins a picture.
     eoi_id: ends a picture.
     caption_first: the probability that the caption comes first.
@@ -74,6 +77,8 @@ class MixedConfig:
   length: int = 512
   patches: int = 64
   latents: str = ''
+  codes: str = ''
+  first_code: int = 258
   boi_id: int = 256
   eoi_id: int = 257
   caption_first: float = 0.8
@@ -93,6 +98,11 @@ class MixedConfig:
     for field in ('max_captions', 'max_images'):
       value = getattr(self, field)
       require(value is None or value >= 1, field, 'at least 1, or None')
+    require(not (self.codes and self.latents), 'codes', "'' where there are data.mixed.latents")
+    special = max(self.boi_id, self.eoi_id)
+    require(
+      not self.codes or self.first_code > special, 'first_code', f'an id above {special} (eoi_id)'
+    )
     share = self.text_share
     require(share is None or 0 < share < 1, 'text_share', 'a share in (0, 1), or None')
     require(
@@ -348,7 +358,8 @@ def mixed_source(config: DataConfig, encode: Encode | None = None) -> MixedSourc
     )
   pictures = image_files.unlabelled_source(config.path)
   units = Units()
-  encode = _checked_ids(text_files.checked_encode(text, encode), layout)
+  last = mixed.first_code if mixed.codes else None
+  encode = _checked_ids(text_files.checked_encode(text, encode), layout, last)
   verdicts = Verdicts(config.keep_list) if config.keep_list else None
   fingerprint = _add_pairs(units, config, layout, pictures, encode, verdicts)
   if mixed.text_path:
@@ -359,8 +370,8 @@ def mixed_source(config: DataConfig, encode: Encode | None = None) -> MixedSourc
   return MixedSource(units, layout, pictures, mixed.max_images, fingerprint)
 
 
-def _checked_ids(encode: Encode, layout: Layout) -> Encode:
-  """`encode`, with a ConfigError where a text would contain BOI or another id of the layout."""
+def _checked_ids(encode: Encode, layout: Layout, first_code: int | None) -> Encode:
+  """`encode`, with a ConfigError where a text would contain an id of the layout or of a code."""
   special = np.array([layout.boi_id, layout.eoi_id, *layout.before, *layout.after])
 
   def checked(text: str) -> np.ndarray:
@@ -370,6 +381,11 @@ def _checked_ids(encode: Encode, layout: Layout) -> Encode:
       raise ConfigError(
         f'a text encodes to id {found}, which data.mixed or data.text gives another meaning (BOI, '
         f'EOI, bos, eos are {special.tolist()}); choose ids that the tokenizer does not give'
+      )
+    if first_code is not None and (ids >= first_code).any():
+      raise ConfigError(
+        f'a text encodes to id {ids.max()}, but from data.mixed.first_code {first_code} on ids are '
+        'codes of pictures; set it behind all ids of the tokenizer'
       )
     return ids
 

@@ -27,6 +27,7 @@ from jaxmm import task as tasks
 from jaxmm.config import ConfigError, from_preset
 from jaxmm.core import axes, decode, decoding, layers, losses, masks, positions, transformer
 from jaxmm.core.protocols import Scorer
+from jaxmm.models import transfusion_rows
 
 # Two that train on a laptop, and the shapes of published models.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -428,7 +429,7 @@ class LmTask(tasks.Task):
     if num != expected:
       field = 'row_length' if num <= self.config.length else 'length'
       raise ConfigError(
-        f'the data has rows of {num} tokens (data.text.length), but the model is told {expected}; '
+        f'the data has rows of {num} tokens, but the model is told {expected}; '
         f'set model.{field}={num}'
       )
     return Lm(self.config).init(key, batch['ids_BL'], batch['segment_BL'])
@@ -452,12 +453,20 @@ class LmTask(tasks.Task):
     """Without dropout: nats and bits a token that counts.
 
     The sum of nats over the bytes of the same text is what compares tokenizers
-    (`evaluate.likelihood.bits_per_byte`); of a byte model, bits_per_token is that already.
+    (`evaluate.likelihood.bits_per_byte`); of a byte model, bits_per_token is that already. Rows of
+    text and codes of images have the nats of each kind, too, as Transfusion has them.
     """
     del key
     nll_BL = next_nll(variables['params'], self.config, batch['ids_BL'], batch['segment_BL'])
-    nats, count = losses.weighted_sum(nll_BL, _target_weight(batch))
-    return {'cross_entropy': (nats, count), 'bits_per_token': (nats / math.log(2.0), count)}
+    weight_BL = _target_weight(batch)
+    nats, count = losses.weighted_sum(nll_BL, weight_BL)
+    out = {'cross_entropy': (nats, count), 'bits_per_token': (nats / math.log(2.0), count)}
+    if 'image_BL' not in batch:
+      return out
+    kinds = transfusion_rows.kinds_of_text(batch['image_BL'], batch['segment_BL'])
+    for kind, mask_BL in (kinds | {'codes': batch['image_BL'] > 0}).items():
+      out[f'cross_entropy_{kind}'] = losses.weighted_sum(nll_BL, weight_BL * _shifted(mask_BL))
+    return out
 
   def step_flops(self, batch_size: int) -> float:
     cfg, stack, num = self.config, self.config.stack(), self.row_length or self.config.length

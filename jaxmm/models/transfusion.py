@@ -320,8 +320,8 @@ class TransfusionTask(tasks.Task):
     return {'likelihood': self.likelihood, 'denoising': self.denoising}
 
   def likelihood(self, variables: tasks.Variables, batch: tasks.Batch, key: jax.Array):
-    """Nats and bits a token of text that counts, images clean; then of text that has an image
-    before it in its document alone (captions of images that come first).
+    """Nats and bits a token of text that counts, images clean; then nats of that in documents
+    without an image (`_text`) and of that behind one (`_after_image`) alone.
     """
     del key
     cfg, params = self.config, variables['params']
@@ -332,12 +332,12 @@ class TransfusionTask(tasks.Task):
     nll_BL = text_nll(params, cfg, hidden_BLD, batch['ids_BL'])
     weight_BL = text_rows(cfg, batch, no_choices(batch))[1]
     nats, count = losses.weighted_sum(nll_BL, weight_BL)
-    is_after_BL = rows.last_image(batch['image_BL'], batch['segment_BL']) > 0
-    after = losses.weighted_sum(nll_BL, weight_BL * shifted(is_after_BL))
+    kinds = rows.kinds_of_text(batch['image_BL'], batch['segment_BL'])
+    of_kind = lambda mask_BL: losses.weighted_sum(nll_BL, weight_BL * shifted(mask_BL))
     return {
       'cross_entropy': (nats, count),
       'bits_per_token': (nats / math.log(2.0), count),
-      'cross_entropy_after_image': after,
+      **{f'cross_entropy_{kind}': of_kind(mask_BL) for kind, mask_BL in kinds.items()},
     }
 
   def denoising(self, variables: tasks.Variables, batch: tasks.Batch, key: jax.Array):

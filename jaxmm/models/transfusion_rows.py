@@ -92,6 +92,14 @@ def _of_same_document(at_BL, image_BL, segment_BL):
   return jnp.where(inside & (segment_there_BL == segment_BL), found_BL, 0)
 
 
+def kinds_of_text(image_BL: jax.Array, segment_BL: jax.Array) -> dict[str, jax.Array]:
+  """Masks [B, L] of the text in documents without an image, and behind one (as a caption is)."""
+  is_text_BL = image_BL == 0
+  after_BL = last_image(image_BL, segment_BL) > 0
+  before_BL = next_image(image_BL, segment_BL) > 0
+  return {'text': is_text_BL & ~after_BL & ~before_BL, 'after_image': is_text_BL & after_BL}
+
+
 def of_image(value_BI: jax.Array, image_BL: jax.Array) -> jax.Array:
   """Each position's value of its image; of the first for positions without one."""
   index_BL = jnp.clip(image_BL - 1, 0, value_BI.shape[1] - 1)

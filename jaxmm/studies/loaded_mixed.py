@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +17,9 @@ from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.core.diffusion import SamplerConfig
-from jaxmm.data.array_store import ArrayStore
 from jaxmm.models import transfusion, transfusion_prompts, transfusion_sampling
 from jaxmm.studies.loaded import LoadedRun
+from jaxmm.studies.loaded_codes import maker_of
 from jaxmm.studies.loaded_text import Codec
 from jaxmm.task import example_keys
 
@@ -47,20 +46,7 @@ class LoadedTransfusion(LoadedRun):
     Raises:
       ConfigError: the run read pixels or another's latents, or its autoencoder is gone.
     """
-    from jaxmm.studies import loading  # which imports this file
-
-    if directory:
-      return loading.load(directory)
-    store = self.config['data'].get('mixed', {}).get('latents')
-    if not store:
-      raise ConfigError(
-        f'the run in {self.directory} names no latents, so its autoencoder is unknown; name it '
-        '(autoencoder=DIR, --tokenizer DIR)'
-      )
-    meta = ArrayStore(store).meta
-    near = pathlib.Path(store, meta['tokenizer_relative'])
-    found = near if (near / 'config.json').is_file() else pathlib.Path(meta['tokenizer'])
-    return loading.load(found, step=meta['tokenizer_step'])
+    return maker_of(self, 'latents', directory)
 
   def draw(
     self,

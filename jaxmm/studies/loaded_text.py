@@ -26,7 +26,7 @@ _PROMPT_BUCKET = 64
 # Compiled once for all calls of one shape and settings.
 _lm_layout = jax.jit(lm.decode_params, static_argnums=1)
 _megabyte_layout = jax.jit(megabyte_generation.decode_params, static_argnums=1)
-_generate = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
+lm_generate = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
 
 
 class LoadedText(LoadedRun):
@@ -104,7 +104,7 @@ class LoadedLm(LoadedText):
     longest = max(map(len, rows))
     room = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, config.length - length)
     prompt_BN, length_B = lm.prompts(rows, max(room, longest))
-    ids = _generate(
+    ids = lm_generate(
       self._layout, self.variables['params'], prompt_BP=prompt_BN, length_B=length_B, key_B=key_B,
       config=config, sampling=sampling, num_tokens=length, stop_id=codec.eos_id,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from jaxmm.evaluate.images import to_pixels
 from jaxmm.models import image_lm, lm, megabyte, transfusion
 from jaxmm.studies import run
 from jaxmm.studies.loaded import LoadedRun
+from jaxmm.studies.loaded_codes import LoadedCodesLm
 from jaxmm.studies.loaded_mixed import LoadedTransfusion
 from jaxmm.studies.loaded_text import LoadedLm, LoadedMegabyte
 from jaxmm.task import example_keys
@@ -221,7 +222,8 @@ def load(
 
   Returns:
     LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), LoadedLm or
-    LoadedMegabyte (write), LoadedTransfusion (draw, describe), or LoadedRun for other Tasks.
+    LoadedMegabyte (write), LoadedTransfusion or LoadedCodesLm (draw, describe), or LoadedRun for
+    other Tasks.
 
   Raises:
     ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.
@@ -249,7 +251,7 @@ def load(
     vae_task.VaeTask: LoadedAutoencoder,
     taesd.TaesdTask: LoadedAutoencoder,
     image_lm.ImageLmTask: LoadedImageLm,
-    lm.LmTask: LoadedLm,
+    lm.LmTask: LoadedCodesLm if config['data'].get('mixed', {}).get('codes') else LoadedLm,
     megabyte.MegabyteTask: LoadedMegabyte,
     transfusion.TransfusionTask: LoadedTransfusion,
   }

@@ -70,6 +70,18 @@ def test_draws_follow_the_distribution_and_the_example(logits):
   assert np.any(decoding.next_ids(rows, 4, keys, config) != ids)
 
 
+@pytest.mark.parametrize('greedy', [False, True])
+def test_only_allowed_ids_are_drawn(logits, greedy):
+  keys_B = jax.random.split(jax.random.key(0), 3)
+  config = SamplingConfig(allowed=(4, 7), greedy=greedy, top_k=2)
+  ids_NB = np.array([decoding.next_ids(jnp.asarray(logits), i, keys_B, config) for i in range(20)])
+  best_B = 4 + logits[:, 4:7].argmax(1)
+  assert set(ids_NB.ravel()) <= {4, 5, 6} and (ids_NB == best_B).any(0).all()
+  assert not greedy or (ids_NB == best_B).all()
+  with pytest.raises(ConfigError, match='allowed is'):
+    SamplingConfig(allowed=(7, 7))
+
+
 def test_drawn_is_the_inverse_of_the_cumulative_distribution():
   weights = np.random.default_rng(0).exponential(size=(1, 300)) ** 4
   weights[:, 40:200] = 0  # a block of 128 in part, and none left of another

@@ -363,6 +363,46 @@ def test_latents_take_the_place_of_pixels(data):
   assert (held_out['latent_BIYXC'][real] >= 100).all()
 
 
+def test_codes_of_pictures_are_ids_of_the_row(data):
+  first = 300
+  codes = {'codes': _codes(data / 'codes'), 'first_code': first}
+  batch, pixels = _batches(data, mixed=codes).at(2), _batches(data).at(2)
+  assert set(pixels) - set(batch) == {'pixels_BIYXC'}
+  for b, row in enumerate(batch['ids_BL']):
+    for place in np.flatnonzero(batch['image_BL'][b]):
+      number = pixels['pixels_BIYXC'][b, batch['image_BL'][b, place] - 1, 0, 0, 0]
+      assert row[place] == first + int(number) + 30 * batch['patch_BL'][b, place]
+  is_code = batch['image_BL'] > 0
+  np.testing.assert_array_equal(batch['weight_BL'], pixels['weight_BL'] + is_code)
+  np.testing.assert_array_equal(batch['ids_BL'][~is_code], pixels['ids_BL'][~is_code])
+
+
+def test_codes_that_do_not_go(data):
+  ok = _codes(data / 'codes')
+  for mixed, message in (
+    ({'codes': ok, 'first_code': BOI}, 'first_code is 256, expected an id above 257'),
+    ({'codes': ok, 'latents': ok}, "codes is .*expected ''"),
+    ({'codes': ok}, 'first_code is 258, so codes are the ids to 377, but bos, eos'),
+    ({'codes': ok, 'first_code': 300, 'patches': 5}, 'has 4 codes a picture, .* set it to 4'),
+    ({'codes': _store(data / 'store'), 'first_code': 300}, 'expected `codes`'),
+  ):
+    with pytest.raises(ConfigError, match=message):
+      _batches(data, mixed=mixed)
+  with pytest.raises(ConfigError, match='encodes to id 400, but from data.mixed.first_code 300'):
+    _batches(data, mixed={'codes': ok, 'first_code': 300}, text={'tokenizer': 'x'},
+             encode=lambda text: [400])  # fmt: skip
+
+
+def _codes(path):
+  """Of picture i the codes i, i + 30, i + 60, i + 90."""
+  fields = {'codes': ((PATCHES,), np.uint16)}
+  writer = ArrayStoreWriter(path, fields, 30, 16, meta={'num_codes': 120})
+  for k in range(writer.num_shards):
+    rows = np.array(writer.rows(k))
+    writer.write_shard(k, {'codes': rows[:, None] + 30 * np.arange(PATCHES)})
+  return str(path)
+
+
 def test_latents_that_do_not_go(data):
   ok = _store(data / 'store')
   for settings_, message in (
