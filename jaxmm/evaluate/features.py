@@ -1,4 +1,4 @@
-"""Feature statistics of a set of images under a classifier, on whatever mesh.
+"""Features of a set of images under a classifier, and their statistics, on whatever mesh.
 
 Axes: N images, B batch, Y X rows and columns, C channels, D feature width.
 """
@@ -46,6 +46,33 @@ def feature_statistics(
   Raises:
     ConfigError: images of another type or shape, grey images included.
   """
+  rows = _parts(images, params, mesh, rules, size, config, batch_size, echo)
+  total, held = FeatureStatistics.empty(config.features), []
+  for part in rows:
+    held.append(part)
+    if sum(map(len, held)) >= _ROWS_AT_ONCE:
+      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
+  return total.merge(FeatureStatistics.of(np.concatenate(held))) if held else total
+
+
+def feature_rows(
+  images: np.ndarray | batch_job.Pass,
+  params: Any,
+  *,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+  size: int | None = None,
+  config: ClassifierConfig = LITE0,
+  batch_size: int = 64,
+  echo: Callable[[str], None] | None = None,
+) -> np.ndarray:
+  """The features themselves, float32 [N, D]; arguments as of `feature_statistics`."""
+  parts = list(_parts(images, params, mesh, rules, size, config, batch_size, echo))
+  return np.concatenate(parts) if parts else np.zeros((0, config.features), np.float32)
+
+
+def _parts(images, params, mesh, rules, size, config, batch_size, echo) -> Iterator[np.ndarray]:
+  """Features of the rows that can be read, a batch at a time."""
   passes = _ArrayPass(images, batch_size, mesh) if isinstance(images, np.ndarray) else images
 
   def features(params, batch):
@@ -53,14 +80,10 @@ def feature_statistics(
     return {'features': image_features(params, image_BYXC, size=size, config=config)}
 
   results = batch_job.outputs(passes, features, variables=params, mesh=mesh, rules=rules)
-  total, held = FeatureStatistics.empty(config.features), []
   for start, result in results:
-    held.append(result['features'][result[batch_job.VALID]])
-    if sum(map(len, held)) >= _ROWS_AT_ONCE:
-      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
+    yield result['features'][result[batch_job.VALID]]
     if echo:
       echo(f'features: {start + len(result["features"]):,}/{passes.num_records:,} images')
-  return total.merge(FeatureStatistics.of(np.concatenate(held))) if held else total
 
 
 class _ArrayPass:

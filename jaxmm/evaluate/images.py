@@ -2,8 +2,9 @@
 
 Pairs: mean squared error, PSNR, SSIM, each as (sum over images, number of images). Sets: the
 Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv:1706.08500, eq. 6),
-whose features are the caller's; with those of `jaxmm.models.classifier` it is not the "FID" of
-papers, which is defined by one Inception network.
+and the kernel distance, which few images suffice for; the features are the caller's, and with those
+of `jaxmm.models.classifier` these are not the "FID" and "KID" of papers, which are defined by one
+Inception network.
 
 Axes: B batch, Y X rows and columns, C channels, N images of a set, D feature width, W window.
 """
@@ -263,3 +264,31 @@ def _root(covariance_DD: np.ndarray) -> np.ndarray:
   """Square root of a symmetric matrix that has no negative eigenvalues but for rounding."""
   values_D, vectors_DD = np.linalg.eigh(covariance_DD)
   return (vectors_DD * np.sqrt(np.maximum(values_D, 0.0))) @ vectors_DD.T
+
+
+def kernel_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
+  """The squared maximum mean discrepancy of two sets of features, without bias.
+
+  Its kernel is (x y / D + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401, eq. 4 and section 3). May
+  be below 0 where the sets are alike. Unlike the Frechet distance its mean does not depend on how
+  many images there are, so it serves sets smaller than the features are wide.
+
+  Args:
+    a_ND, b_MD: features, at least two rows each.
+
+  Raises:
+    ValueError: fewer rows, or rows of different widths.
+  """
+  if min(len(a_ND), len(b_MD)) < 2 or a_ND.shape[1] != b_MD.shape[1]:
+    raise ValueError(
+      f'features are {list(a_ND.shape)} and {list(b_MD.shape)}, expected at least two rows of one '
+      'width in each'
+    )
+  a, b = np.asarray(a_ND, np.float64), np.asarray(b_MD, np.float64)
+  kernel = lambda x, y: (x @ y.T / x.shape[1] + 1.0) ** 3
+
+  def within(x):
+    k = kernel(x, x)
+    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+  return float(within(a) + within(b) - 2.0 * kernel(a, b).mean())
