@@ -8,6 +8,9 @@ images (Chameleon's way), at text (perplexity of C4 7.72 against 8.41), at image
 Text is whole books, images are CIFAR-10 with captions that name their class. Both transformers are
 the same Stack on rows of as many positions. Images are latents of an autoencoder, 16 patches each,
 or codes of its twin with a codebook, 64 each: four times as many positions, as in the paper.
+
+Learning rates are the better of two for each arm, by pilots on seed 100, which is not judged;
+README.md has them. They let expect that the claim holds.
 """
 
 from __future__ import annotations
@@ -256,11 +259,12 @@ STUDY = ModelsClaim(
     'transfusion': Arm(
       'transfusion/mini.py',
       (*_SHARED, f'data.mixed.latents={DATA}/latents', 'data.mixed.patches=16', 'model.patch=2',
-       'model.noise_limit=None', 'model.caption_dropout=0.0'),
+       'model.noise_limit=None', 'model.caption_dropout=0.0',
+       'optimizer.model.learning_rate=2e-3'),
       equal_to='codes',
     ),
   },
-  seeds=(1, 2, 3, 4),
+  seeds=(1, 2, 3),
   title='Does denoising pictures beat predicting their codes?',
   subtitle='Transfusion (arXiv:2408.11039) in miniature on books and captioned pictures',
   departures=DEPARTURES,
