@@ -10,8 +10,8 @@ the formulas of their Tasks, some 6e12. The paper has no text model below some h
 parameters; that small ones do as well is what is asked here.
 
 Batch sizes and learning rates are the best of pilots on seed 100, which is not judged; README.md
-has them. They let expect that MEGABYTE wins on books and loses on pictures, and loses on books, too,
-to blocks as used today.
+has them. They let expect that MEGABYTE wins on books and loses on pictures, and that on books, too,
+it loses to blocks as used today.
 """
 
 from __future__ import annotations

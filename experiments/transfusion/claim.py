@@ -254,7 +254,8 @@ STUDY = ModelsClaim(
     'codes': Arm(
       'lm/mini.py',
       (*_SHARED, 'steps=900', f'data.mixed.codes={DATA}/codes', 'data.mixed.patches=64',
-       'data.mixed.first_code=261', 'model.vocab_size=773'),
+       'data.mixed.first_code=261', 'model.vocab_size=773',
+       'optimizer.model.learning_rate=4e-3'),
     ),
     'transfusion': Arm(
       'transfusion/mini.py',
