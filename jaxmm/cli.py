@@ -272,12 +272,13 @@ def _add_sample(verbs):
   p = _verb(
     verbs, 'sample', cli_sample.run,
     'Samples images from an image model and writes them as a grid (and as an array); goes on '
-    'writing from a prompt with a model of text or bytes; draws what a prompt says, or says what '
-    'an image shows, with a model of both.',
+    'writing from a prompt with a model of text or bytes. With a model of both, --prompt draws '
+    'what it says, --image is described, and both together change the picture.',
     'jaxmm sample --run runs/mini-lm --num 64 --guidance 2.0 --output samples.png\n  '
     'jaxmm sample --run runs/bytes --prompt "Once upon a time" --length 400\n  '
     'jaxmm sample --run runs/transfusion --prompt "a frog" --guidance 3 --output frog.png\n  '
-    'jaxmm sample --run runs/transfusion --image frog.png',
+    'jaxmm sample --run runs/transfusion --image frog.png\n  '
+    'jaxmm sample --run runs/transfusion --image frog.png --prompt "make it blue" --output b.png',
   )  # fmt: skip
   cli_sample.add_options(p)
 

@@ -12,10 +12,16 @@ def add_options(p) -> None:
   """The options of the verb."""
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of such a model')
   p.add_argument(
-    '--prompt', nargs='+', metavar='TEXT', help='what it goes on from, or what it is to draw'
+    '--prompt',
+    nargs='+',
+    metavar='TEXT',
+    help='what it goes on from, or what it is to draw; with --image, what is to become of those',
   )
   p.add_argument(
-    '--image', nargs='+', metavar='FILE', help='pictures that a model of text and images describes'
+    '--image',
+    nargs='+',
+    metavar='FILE',
+    help='pictures that a model of text and images describes, or changes as a --prompt says',
   )
   p.add_argument(
     '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
@@ -54,7 +60,7 @@ def add_options(p) -> None:
 
 def run(options) -> int:
   """Does what the options say."""
-  if options.image is not None:
+  if options.image is not None and options.prompt is None:
     return _describe(options)
   if options.prompt is not None:
     return _from_prompts(options)
@@ -102,6 +108,7 @@ def _from_prompts(options) -> int:
       model,
       options.prompt,
       options.output,
+      files=options.image,
       array=options.array,
       seed=options.seed,
       autoencoder=options.tokenizer,
@@ -111,7 +118,7 @@ def _from_prompts(options) -> int:
     )
     print(done)
     return 0
-  for name in ('tokenizer', 'array'):
+  for name in ('image', 'tokenizer', 'array'):
     if getattr(options, name) is not None:
       raise ConfigError(f'--{name} is of images, but {options.model} writes text; leave it out')
   done = texts.sample(
@@ -131,8 +138,6 @@ def _describe(options) -> int:
   from jaxmm.studies import loading, texts
 
   _refuse_labels(options, 'an --image')
-  if options.prompt is not None:
-    raise ConfigError('--image and --prompt are both given; a picture is described without one')
   done = texts.describe(
     loading.load(options.model),
     options.image,

@@ -221,7 +221,7 @@ def load(
 
   Returns:
     LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), LoadedLm or
-    LoadedMegabyte (write), LoadedTransfusion (draw, describe), or LoadedRun for other Tasks.
+    LoadedMegabyte (write), LoadedTransfusion (draw, edit, describe), or LoadedRun for other Tasks.
 
   Raises:
     ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.

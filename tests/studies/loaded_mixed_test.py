@@ -1,7 +1,9 @@
-"""A trained Transfusion draws what a text says and says what an image shows, from real files."""
+"""A trained Transfusion draws, edits and describes, from real files to the terminal."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,8 +12,12 @@ import jaxmm
 from jaxmm import cli
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
+from jaxmm.core.diffusion import SamplerConfig
+from jaxmm.data.captions import CaptionFile
 from jaxmm.studies import latents, tokens
 from jaxmm.studies import run as runs
+from jaxmm.task import example_keys
+from tests.models.transfusion_uncached import Uncached
 
 VAE = (
   'steps=2', 'batch=8', 'data.name=images', 'data.cache=False', 'data.num_classes=1',
@@ -49,8 +55,9 @@ def model(tmp_path_factory):
 
 
 def test_images_of_texts_in_any_company(model):
-  images = model.draw(['colour 3', 'a longer caption'], steps=3, guidance_scale=2.0)
-  assert images.shape == (2, 32, 32, 3) and images.dtype == np.uint8
+  texts = ['colour 3', 'a longer caption', 'c']
+  images = model.draw(texts, steps=3, guidance_scale=2.0, batch=2)
+  assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8
   alone = model.draw(['colour 3'], steps=3, guidance_scale=2.0)
   assert np.abs(alone[0].astype(int) - images[0]).max() <= 1
   other = model.draw(['colour 3'], steps=3, guidance_scale=2.0, seed=1)
@@ -59,8 +66,35 @@ def test_images_of_texts_in_any_company(model):
 
 def test_texts_of_images(model):
   images = model.draw(['colour 3', 'colour 4'], steps=2)
-  texts = model.describe(images, 5, greedy=True)
+  texts = model.describe(images, 5, greedy=True, batch=1)
   assert len(texts) == 2 and all(isinstance(text, str) and len(text) <= 5 for text in texts)
+
+
+def test_an_edit_is_what_an_uncached_loop_makes_of_image_and_instruction(model):
+  config, coder = model.task.config, model.autoencoder()
+  # Weights that make more of what they see than those of two steps.
+  params = jax.tree.map(np.array, model.variables['params'])
+  rng = np.random.default_rng(2)
+  params = jax.tree.map(lambda a: a + 0.2 * rng.standard_normal(a.shape, np.float32), params)
+  model = dataclasses.replace(model, variables={'params': params})
+  pictures = rng.integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
+  given, words = coder.encode(pictures), ['blue', 'as it is']
+  settings = {'steps': 3, 'guidance_scale': 2.0}
+  found = model.latents_after(
+    [[given[b], *words[b].encode()] for b in range(2)], seed=4, **settings
+  )
+  keys = example_keys(jax.random.key(4), np.arange(2, dtype=np.uint32))
+  for b in range(2):
+    # The run's documents begin with id 257.
+    slow = Uncached(config, params, keys[b], 2, config.length)
+    slow.given([257, given[b], *words[b].encode(), config.boi_id])
+    slow.picture(SamplerConfig(**settings))
+    np.testing.assert_allclose(found[b], slow.latents[1], atol=2e-5)
+  edited = model.edit(pictures, words, seed=4, **settings)
+  np.testing.assert_array_equal(edited, coder.decode(found))
+  for pair in ((given[::-1], words), (given, words[::-1])):
+    rows = [[picture, *text.encode()] for picture, text in zip(*pair)]
+    assert np.abs(model.latents_after(rows, seed=4, **settings) - found).max() > 1e-3
 
 
 def test_what_cannot_be_is_said(model):
@@ -72,6 +106,13 @@ def test_what_cannot_be_is_said(model):
     model.draw(['a'], steps=1, method='euler')
   with pytest.raises(ConfigError, match='expected a latent|grid|multiple|image'):
     model.describe(np.zeros((1, 30, 30, 3), np.uint8), 3)
+  picture = np.zeros((1, 32, 32, 3), np.uint8)
+  with pytest.raises(ConfigError, match='1 images and 2 instructions'):
+    model.edit(picture, ['a', 'b'], steps=1)
+  with pytest.raises(ConfigError, match='longest prompt and an image take 195 positions'):
+    model.edit(picture, ['a' * 62], steps=1)
+  with pytest.raises(ConfigError, match='batch is 0'):
+    model.draw(['a'], steps=1, batch=0)
 
 
 def test_from_the_terminal(model, tmp_path, capsys):
@@ -86,4 +127,53 @@ def test_from_the_terminal(model, tmp_path, capsys):
   assert str(one) in capsys.readouterr().out
   assert cli.main([*words, '--prompt', 'a']) == 2
   assert '--output' in capsys.readouterr().err
-  assert cli.main([*words, '--prompt', 'a', '--image', str(one)]) == 2
+
+
+COLOURS = {'red': (220, 40, 40), 'blue': (40, 40, 220), 'green': (40, 200, 60)}
+
+
+@pytest.mark.slow
+def test_edits_from_triples_to_the_terminal(tmp_path, capsys):
+  """Squares to recolour, through the verbs that a user types."""
+  (tmp_path / 'pictures').mkdir()
+  rows, rng = [], np.random.default_rng(0)
+  for i in range(16):
+    size, at = rng.integers(8, 20), rng.integers(0, 12, size=2)
+    for name, colour in COLOURS.items():
+      pixels = np.full((32, 32, 3), 255, np.uint8)
+      pixels[at[0] : at[0] + size, at[1] : at[1] + size] = colour
+      Image.fromarray(pixels).save(tmp_path / 'pictures' / f'{name}-{i}.png')
+    for a, b in (('red', 'blue'), ('blue', 'green')):
+      source, target = {'image': f'{a}-{i}.png'}, {'image': f'{b}-{i}.png'}
+      rows.append(json.dumps({'parts': [source, {'text': f'make it {b}'}, target]}))
+  records = tmp_path / 'edits.jsonl'
+  records.write_text('\n'.join(rows))
+  assert all(
+    e.is_ordered for r in CaptionFile(str(records), 'all', 0.1).records() for e in r.entries
+  )
+
+  def verb(name, *words):
+    assert cli.main([name, *map(str, words)]) == 0
+
+  settings = lambda values: [f'--config.{value}' for value in values]
+  vae, run = tmp_path / 'vae', tmp_path / 'run'
+  verb('train', '--config', 'transfusion/vae_mini.py', '--workdir', vae,
+       *settings((*VAE, f'data.path={tmp_path / "pictures"}')))  # fmt: skip
+  verb('latent-scale', '--run', vae)
+  verb('tokenize', '--run', vae, '--split', 'all', '--output', tmp_path / 'latents')
+  verb('train', '--config', 'transfusion/mini.py', '--workdir', run,
+       *settings((*MODEL, f'data.path={tmp_path / "pictures"}', f'data.mixed.captions={records}',
+                  f'data.mixed.latents={tmp_path / "latents"}', 'data.mixed.length=192',
+                  'model.length=192', 'model.clean_rate=0.5')))  # fmt: skip
+  capsys.readouterr()
+  pictures, out = [tmp_path / 'pictures' / f'red-{i}.png' for i in range(3)], tmp_path / 'b.png'
+  words = ('--run', run, '--steps', 2, '--output', out)
+  verb('sample', *words, '--image', pictures[0], '--prompt', 'make it blue')
+  assert Image.open(out).size == (32, 32) and f'1 images: {out}' in capsys.readouterr().out
+  verb('sample', *words, '--image', *pictures, '--prompt', 'make it blue')
+  verb('sample', *words, '--image', pictures[0], '--prompt', 'a', 'b', '--guidance', 2)
+  assert '2 images' in capsys.readouterr().out
+  verb('evaluate', '--run', run)
+  wrong = ['sample', *words, '--image', *pictures, '--prompt', 'a', 'b']
+  assert cli.main([*map(str, wrong)]) == 2
+  assert '3 pictures (--image) and 2 prompts, expected one' in capsys.readouterr().err
