@@ -60,7 +60,7 @@ class MixedConfig:
     length: positions of a row.
     patches: positions of a picture, without BOI and EOI.
     latents: array store with a field `latents` ([Y, X, C], or several views [V, Y, X, C]) of every
-      picture of `data.path`, in their order; '' gives pixels.
+      picture of `data.path`, in the order of their names; '' gives pixels.
     boi_id: begins a picture.
     eoi_id: ends a picture.
     caption_first: the probability that the caption of a pair comes first.
@@ -266,7 +266,7 @@ def mixed_source(config: DataConfig, encode: Encode | None = None) -> MixedSourc
       'data.keep_list is of the records of data.mixed.captions, but data.mixed.text_path is '
       f'{mixed.text_path!r}, whose texts have no list; leave one of the two empty'
     )
-  pictures = image_files.unlabelled_source(config.path)
+  pictures = image_files.image_source(config.path, 'all', labels='none')
   units = Units()
   encode = _checked_ids(text_files.checked_encode(text, encode), layout)
   verdicts = Verdicts(config.keep_list) if config.keep_list else None

@@ -108,7 +108,14 @@ class _Latents:
     if len(self._store) != len(pictures):
       raise ConfigError(
         f'{where} has {len(self._store)} rows, but data.path {config.path!r} has {len(pictures)} '
-        "pictures; write the latents of all of them (data.name 'images', split 'all')"
+        "pictures; write the latents of all of them (data.name 'images', data.labels 'none', split "
+        "'all')"
+      )
+    # The names tell pictures of the same number apart; stores of other makers may not have them.
+    if self._store.meta.get('pictures', pictures.digest()) != pictures.digest():
+      raise ConfigError(
+        f'{where} are of pictures with other names than those of data.path {config.path!r}, which '
+        'would each get the latent of another; write the latents again'
       )
     if config.flip or config.crop == 'random':
       raise ConfigError(

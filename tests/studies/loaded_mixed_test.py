@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pathlib
+import zipfile
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from jaxmm.task import example_keys
 from tests.models.transfusion_uncached import Uncached
 
 VAE = (
-  'steps=2', 'batch=8', 'data.name=images', 'data.cache=False', 'data.num_classes=1',
+  'steps=2', 'batch=8', 'data.name=images', 'data.cache=False', 'data.labels=none',
   'model.vae.channels=8', 'model.vae.z_channels=8',
 )  # fmt: skip
 MODEL = (
@@ -35,23 +37,72 @@ def trained(file, settings, at):
   return at
 
 
+# Pictures beside folders and in them, in another order than their captions; two are none.
+FILES = [f'{("", "b/", "a/z/", "train/")[i % 4]}{7 * i % 24:02}.png' for i in range(24)]
+DAMAGED = (5, 14)
+
+
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   """A run on pictures with captions, by way of an autoencoder, its scale and its latents."""
   at = tmp_path_factory.mktemp('mixed')
   rng, rows = np.random.default_rng(0), []
-  (at / 'pictures').mkdir()
-  for i in range(24):
-    pixels = np.full((32, 32, 3), rng.integers(256, size=3), np.uint8)
-    Image.fromarray(pixels).save(at / 'pictures' / f'{i:02}.png')
-    rows.append(json.dumps({'image': f'{i:02}.png', 'caption': f'colour {i}'}))
+  for i, name in enumerate(FILES):
+    file = at / 'pictures' / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((32, 32, 3), rng.integers(256, size=3), np.uint8)).save(file)
+    rows.append(json.dumps({'image': name, 'caption': f'colour {i}'}))
+    if i in DAMAGED:
+      file.write_bytes(file.read_bytes()[:60])
   (at / 'captions.jsonl').write_text('\n'.join(rows))
-  vae = trained('transfusion/vae_mini.py', (*VAE, f'data.path={at / "pictures"}'), at / 'vae')
+  data = {'path': 'pictures', 'mixed.captions': 'captions.jsonl', 'mixed.latents': 'latents'}
+  data = [f'data.{key}={at / name}' for key, name in data.items()]
+  data.append('data.max_bad_fraction=0.3')
+  vae = trained('transfusion/vae_mini.py', (*VAE, data[0], data[-1]), at / 'vae')
   latents.measure(vae, echo=lambda line: None)
   tokens.write(vae, at / 'latents', split='all', views='one', echo=lambda line: None)
-  data = {'path': 'pictures', 'mixed.captions': 'captions.jsonl', 'mixed.latents': 'latents'}
-  settings = [f'data.{key}={at / name}' for key, name in data.items()]
-  return jaxmm.load(trained('transfusion/mini.py', (*MODEL, *settings), at / 'model'))
+  return jaxmm.load(trained('transfusion/mini.py', (*MODEL, *data), at / 'model'))
+
+
+def _latents_of_captions(config):
+  """`{caption: latent}` of all rows that can be read."""
+  out = {}
+  for split in ('train', 'test'):
+    section = dict(config['data'], split=split)
+    for batch in runs.make_batches({**config, 'eval_data': section}, train=False).once():
+      for b in np.flatnonzero(batch['valid_B']):
+        for s in range(1, batch['segment_BL'][b].max() + 1):
+          here = batch['segment_BL'][b] == s
+          image, ids = batch['image_BL'][b][here], batch['ids_BL'][b][here]
+          text = bytes(i for i in ids[image == 0].tolist() if i < 256).decode()
+          assert text not in out
+          out[text] = batch['latent_BIYXC'][b, image.max() - 1]
+  return out
+
+
+def test_each_caption_has_the_latent_of_its_own_picture(model, tmp_path):
+  config = json.loads(json.dumps(dict(model.config)))
+  found, folder = _latents_of_captions(config), pathlib.Path(config['data']['path'])
+  # A row with a damaged picture is lost, with the other pictures in it.
+  lost = {f'colour {i}' for i in range(24)} - set(found)
+  assert {f'colour {i}' for i in DAMAGED} <= lost and len(found) >= 12
+  for text, latent in found.items():
+    picture = np.asarray(Image.open(folder / FILES[int(text.split()[1])]))
+    own = model.autoencoder().encode(picture[None])[0]
+    np.testing.assert_allclose(latent, own, atol=1e-4)
+  archive = tmp_path / 'p.zip'
+  with zipfile.ZipFile(archive, 'w') as out:
+    for name in FILES:
+      out.write(folder / name, name)
+  config['data']['path'] = str(archive)
+  zipped = _latents_of_captions(config)
+  assert zipped.keys() == found.keys()
+  assert all((zipped[text] == latent).all() for text, latent in found.items())
+  with zipfile.ZipFile(archive, 'w') as out:
+    for name in FILES:
+      out.write(folder / name, 'c.png' if name == FILES[3] else name)
+  with pytest.raises(ConfigError, match='pictures with other names than those of data.path'):
+    _latents_of_captions(config)
 
 
 def test_images_of_texts_in_any_company(model):
