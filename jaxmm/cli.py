@@ -286,17 +286,34 @@ def _add_sample(verbs):
 def _add_evaluate(verbs):
   p = _verb(
     verbs, 'evaluate', _evaluate,
-    'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.',
-    'jaxmm evaluate --run runs/mini',
+    'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.\n'
+    'With --samples a model of text and images also draws and describes held-out pictures.',
+    'jaxmm evaluate --run runs/mini\n'
+    '  jaxmm evaluate --run runs/transfusion --samples 256 --steps 50 --guidance 3',
+    setting='eval_data.max_records=1000',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of any kind')
   p.add_argument('--batch', type=int, default=64, help='rows a step (default: %(default)s)')
+  p.add_argument(
+    '--samples',
+    type=int,
+    default=0,
+    metavar='N',
+    help='draw N held-out pictures from their texts and describe N (default: none)',
+  )
+  cli_sample.add_sampler_options(p)
 
 
 def _evaluate(options) -> int:
   from jaxmm.studies import evaluation
 
-  evaluation.write(options.model, batch=options.batch)
+  evaluation.write(
+    options.model,
+    batch=options.batch,
+    samples=options.samples,
+    overrides=options.overrides,
+    **cli_sample.sampler_of(options),
+  )
   return 0
 
 

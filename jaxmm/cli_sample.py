@@ -23,10 +23,7 @@ def add_options(p) -> None:
     metavar='FILE',
     help='pictures that a model of text and images describes, or changes as a --prompt says',
   )
-  p.add_argument(
-    '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
-  )
-  p.add_argument('--method', help='ancestral (default), ddim, or euler for a model of flow')
+  add_sampler_options(p)
   p.add_argument('--length', type=int, default=256, metavar='N', help='new bytes or tokens of text')
   p.add_argument(
     '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
@@ -43,9 +40,6 @@ def add_options(p) -> None:
     '--top-p', type=float, default=1.0, metavar='P', help='the likeliest codes with probability P'
   )
   p.add_argument(
-    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
-  )
-  p.add_argument(
     '--guidance-interval',
     type=int,
     default=-1,
@@ -56,6 +50,23 @@ def add_options(p) -> None:
   p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
   p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
+
+
+def add_sampler_options(p) -> None:
+  """The options of how a model of text and images draws."""
+  p.add_argument(
+    '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
+  )
+  p.add_argument('--method', help='ancestral (default), ddim, or euler for a model of flow')
+  p.add_argument(
+    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
+  )
+
+
+def sampler_of(options) -> dict[str, Any]:
+  """Settings of `SamplerConfig` that the options name."""
+  method = {} if options.method is None else {'method': options.method}
+  return {'steps': options.steps, 'guidance_scale': options.guidance, **method}
 
 
 def run(options) -> int:
@@ -103,7 +114,6 @@ def _from_prompts(options) -> int:
   if isinstance(model, LoadedTransfusion):
     if not options.output:
       raise ConfigError('--output FILE.png is needed for what a model of text and images draws')
-    method = {} if options.method is None else {'method': options.method}
     done = pictures.draw(
       model,
       options.prompt,
@@ -112,9 +122,7 @@ def _from_prompts(options) -> int:
       array=options.array,
       seed=options.seed,
       autoencoder=options.tokenizer,
-      steps=options.steps,
-      guidance_scale=options.guidance,
-      **method,
+      **sampler_of(options),
     )
     print(done)
     return 0

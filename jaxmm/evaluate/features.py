@@ -1,4 +1,4 @@
-"""Feature statistics of a set of images under a classifier, on whatever mesh.
+"""Features of a set of images under a classifier, and their statistics, on whatever mesh.
 
 Axes: N images, B batch, Y X rows and columns, C channels, D feature width.
 """
@@ -20,7 +20,7 @@ from jaxmm.models.classifier import LITE0, ClassifierConfig, image_features
 _ROWS_AT_ONCE = 1024
 
 
-def feature_statistics(
+def feature_rows(
   images: np.ndarray | batch_job.Pass,
   params: Any,
   *,
@@ -30,8 +30,8 @@ def feature_statistics(
   config: ClassifierConfig = LITE0,
   batch_size: int = 64,
   echo: Callable[[str], None] | None = None,
-) -> FeatureStatistics:
-  """Statistics of the classifier's pooled features over a set of images.
+) -> Iterator[np.ndarray]:
+  """The classifier's pooled features of a set of images, float32 [some of N, D] at a time.
 
   Args:
     images: uint8 [N, Y, X, C] in memory, or one ordered pass over a data set (`data.pipeline`,
@@ -53,13 +53,25 @@ def feature_statistics(
     return {'features': image_features(params, image_BYXC, size=size, config=config)}
 
   results = batch_job.outputs(passes, features, variables=params, mesh=mesh, rules=rules)
-  total, held = FeatureStatistics.empty(config.features), []
   for start, result in results:
-    held.append(result['features'][result[batch_job.VALID]])
-    if sum(map(len, held)) >= _ROWS_AT_ONCE:
-      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
+    yield result['features'][result[batch_job.VALID]]
     if echo:
       echo(f'features: {start + len(result["features"]):,}/{passes.num_records:,} images')
+
+
+def feature_statistics(
+  images: np.ndarray | batch_job.Pass,
+  params: Any,
+  *,
+  config: ClassifierConfig = LITE0,
+  **options: Any,
+) -> FeatureStatistics:
+  """Statistics of `feature_rows`, whose arguments these are."""
+  total, held = FeatureStatistics.empty(config.features), []
+  for rows in feature_rows(images, params, config=config, **options):
+    held.append(rows)
+    if sum(map(len, held)) >= _ROWS_AT_ONCE:
+      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
   return total.merge(FeatureStatistics.of(np.concatenate(held))) if held else total
 
 

@@ -2,8 +2,9 @@
 
 Pairs: mean squared error, PSNR, SSIM, each as (sum over images, number of images). Sets: the
 Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv:1706.08500, eq. 6),
-whose features are the caller's; with those of `jaxmm.models.classifier` it is not the "FID" of
-papers, which is defined by one Inception network.
+and the kernel distance (Binkowski et al. 2018, arXiv:1801.01401). Their features are the caller's;
+with those of `jaxmm.models.classifier` they are not the "FID" and "KID" of papers, which are
+defined by one Inception network.
 
 Axes: B batch, Y X rows and columns, C channels, N images of a set, D feature width, W window.
 """
@@ -263,3 +264,33 @@ def _root(covariance_DD: np.ndarray) -> np.ndarray:
   """Square root of a symmetric matrix that has no negative eigenvalues but for rounding."""
   values_D, vectors_DD = np.linalg.eigh(covariance_DD)
   return (vectors_DD * np.sqrt(np.maximum(values_D, 0.0))) @ vectors_DD.T
+
+
+def kernel_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
+  """Squared maximum mean discrepancy of two sets of features with the kernel (x y / D + 1)^3.
+
+  Binkowski et al. 2018, section 3.1: an unbiased estimate, below 0 where two sets are as alike as
+  two draws of one, so that it serves for sets of any size from 2 on.
+
+  Args:
+    a_ND, b_MD: rows of features of one network.
+
+  Raises:
+    ConfigError: features of other widths, or fewer than 2 rows.
+  """
+  a_ND, b_MD = (np.asarray(rows, np.float64) for rows in (a_ND, b_MD))
+  if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
+    raise ConfigError(
+      f'features of shapes {a_ND.shape} and {b_MD.shape}, expected rows of one width'
+    )
+  if min(len(a_ND), len(b_MD)) < 2:
+    raise ConfigError(
+      f'a kernel distance of {len(a_ND)} and {len(b_MD)} images, expected 2 or more of each'
+    )
+  kernel = lambda x, y: (x @ y.T / x.shape[1] + 1.0) ** 3
+
+  def within(rows_ND: np.ndarray) -> float:
+    values_NN = kernel(rows_ND, rows_ND)
+    return (values_NN.sum() - np.trace(values_NN)) / (len(rows_ND) * (len(rows_ND) - 1))
+
+  return float(within(a_ND) + within(b_MD) - 2.0 * kernel(a_ND, b_MD).mean())

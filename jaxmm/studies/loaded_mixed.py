@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -128,7 +128,13 @@ class LoadedTransfusion(LoadedRun):
     return coder.decode(self.latents_after(rows, seed=seed, batch=batch, **sampler), batch=batch)
 
   def latents_after(
-    self, rows: Sequence[Sequence[Any]], *, seed: int = 0, batch: int = 64, **sampler: Any
+    self,
+    rows: Sequence[Sequence[Any]],
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    echo: Callable[[str], Any] = lambda line: None,
+    **sampler: Any,
   ) -> np.ndarray:
     """The latent of an image that comes after each row of text and images, float32 [B, Y, X, C].
 
@@ -136,6 +142,7 @@ class LoadedTransfusion(LoadedRun):
       rows: ids and latents in order, see `transfusion_prompts.prompts`, without the first id of a
         document and the bracket of the image that is wanted.
       seed, batch, **sampler: see `draw`.
+      echo: is given progress lines.
 
     Raises:
       ConfigError: see `draw`.
@@ -167,6 +174,7 @@ class LoadedTransfusion(LoadedRun):
       )  # fmt: skip
       latent_BIYXC, last_B = np.asarray(mixed.latent_BIYXC), np.asarray(mixed.images_B) - 1
       out.append(latent_BIYXC[np.arange(len(last_B)), last_B])
+      echo(f'drawn: {min(sum(map(len, out)), len(rows)):,}/{len(rows):,} images')
     return np.concatenate(out)[: len(rows)]
 
   def describe(
@@ -193,9 +201,16 @@ class LoadedTransfusion(LoadedRun):
     return self.texts_after(latent, length, seed=seed, batch=batch, **sampling)
 
   def texts_after(
-    self, latent_BYXC: np.ndarray, length: int, *, seed: int = 0, batch: int = 64, **sampling: Any
+    self,
+    latent_BYXC: np.ndarray,
+    length: int,
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    echo: Callable[[str], Any] = lambda line: None,
+    **sampling: Any,
   ) -> list[str]:
-    """`describe` of latents."""
+    """`describe` of latents; `echo` is given progress lines."""
     config, codec = self.task.config, Codec.of(self.config)
     settings, texts = configs.from_mapping(SamplingConfig, sampling, 'sampling'), []
     for index, chunk in _chunks(list(latent_BYXC), batch):
@@ -206,6 +221,7 @@ class LoadedTransfusion(LoadedRun):
         before=codec.before,
       )  # fmt: skip
       texts += [codec.decode(row).decode(errors='replace') for row in np.asarray(ids)]
+      echo(f'described: {min(len(texts), len(latent_BYXC)):,}/{len(latent_BYXC):,} images')
     return texts[: len(latent_BYXC)]
 
   @functools.cached_property

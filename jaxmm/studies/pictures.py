@@ -63,11 +63,7 @@ def reconstruct(
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected a tokenizer')
   originals = image_files(loaded, files) if files else held_out_images(loaded, num)
   rebuilt = loaded.reconstruct(originals)
-  columns = min(len(originals), 8)
-  rows = []
-  for start in range(0, len(originals), columns):
-    rows += [originals[start : start + columns], rebuilt[start : start + columns]]
-  _write_png(tiled(np.concatenate(rows), columns), output)
+  write_pairs(originals, rebuilt, output)
   error = float(np.mean((originals.astype(np.float64) - rebuilt) ** 2))
   psnr = 10 * np.log10(255**2 / max(error, 1e-12))
   return f'{len(originals)} images, PSNR {psnr:.2f} dB: {output}'
@@ -139,6 +135,14 @@ def draw(
   if array:
     np.savez(array, arr_0=images)
   return f'{len(images)} images: {output}' + (f', {array}' if array else '')
+
+
+def write_pairs(above: np.ndarray, below: np.ndarray, output: str | os.PathLike) -> None:
+  """Writes a PNG with each image of the one array above that of the other, uint8 [B, Y, X, C]."""
+  columns, rows = min(len(above), 8), []
+  for start in range(0, len(above), columns):
+    rows += [above[start : start + columns], below[start : start + columns]]
+  _write_png(tiled(np.concatenate(rows), columns), output)
 
 
 def _check_wanted(output: str | os.PathLike, num: int) -> None:
