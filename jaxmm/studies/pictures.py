@@ -139,10 +139,13 @@ def draw(
 
 def write_pairs(above: np.ndarray, below: np.ndarray, output: str | os.PathLike) -> None:
   """Writes a PNG with each image of the one array above that of the other, uint8 [B, Y, X, C]."""
-  columns, rows = min(len(above), 8), []
-  for start in range(0, len(above), columns):
-    rows += [above[start : start + columns], below[start : start + columns]]
-  _write_png(tiled(np.concatenate(rows), columns), output)
+  columns = min(len(above), 8)
+  # Missing ones of the last row are as grey as the gaps.
+  missing = np.full((-len(above) % columns, *above.shape[1:]), 128, np.uint8)
+  whole = (np.concatenate([images, missing]) for images in (above, below))
+  by_row = (images.reshape(-1, columns, *images.shape[1:]) for images in whole)
+  pairs = np.stack(list(by_row), axis=1)
+  _write_png(tiled(pairs.reshape(-1, *above.shape[1:]), columns), output)
 
 
 def _check_wanted(output: str | os.PathLike, num: int) -> None:

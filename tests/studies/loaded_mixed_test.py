@@ -15,8 +15,12 @@ from jaxmm import cli
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.core.diffusion import SamplerConfig
+from jaxmm.data import pipeline
 from jaxmm.data.captions import CaptionFile
-from jaxmm.studies import latents, tokens
+from jaxmm.evaluate import captions
+from jaxmm.evaluate.images import kernel_distance
+from jaxmm.models.classifier import image_features
+from jaxmm.studies import latents, mixed_evaluation, tokens
 from jaxmm.studies import run as runs
 from jaxmm.task import example_keys
 from tests.models.transfusion_uncached import Uncached
@@ -57,18 +61,22 @@ def model(tmp_path_factory):
   (at / 'captions.jsonl').write_text('\n'.join(rows))
   data = {'path': 'pictures', 'mixed.captions': 'captions.jsonl', 'mixed.latents': 'latents'}
   data = [f'data.{key}={at / name}' for key, name in data.items()]
-  data.append('data.max_bad_fraction=0.3')
-  vae = trained('transfusion/vae_mini.py', (*VAE, data[0], data[-1]), at / 'vae')
+  data += ['data.max_bad_fraction=0.5', 'data.test_fraction=0.4']
+  vae = trained('transfusion/vae_mini.py', (*VAE, data[0], data[-2]), at / 'vae')
   latents.measure(vae, echo=lambda line: None)
   tokens.write(vae, at / 'latents', split='all', views='one', echo=lambda line: None)
   return jaxmm.load(trained('transfusion/mini.py', (*MODEL, *data), at / 'model'))
+
+
+def _pictures(model):
+  return pathlib.Path(model.config['data']['path'])
 
 
 def _latents_of_captions(config):
   """`{caption: latent}` of all rows that can be read."""
   out = {}
   for split in ('train', 'test'):
-    section = dict(config['data'], split=split)
+    section = dict(config['data'], split=split, test_fraction=0.1)
     for batch in runs.make_batches({**config, 'eval_data': section}, train=False).once():
       for b in np.flatnonzero(batch['valid_B']):
         for s in range(1, batch['segment_BL'][b].max() + 1):
@@ -82,7 +90,7 @@ def _latents_of_captions(config):
 
 def test_each_caption_has_the_latent_of_its_own_picture(model, tmp_path):
   config = json.loads(json.dumps(dict(model.config)))
-  found, folder = _latents_of_captions(config), pathlib.Path(config['data']['path'])
+  found, folder = _latents_of_captions(config), _pictures(model)
   # A row with a damaged picture is lost, with the other pictures in it.
   lost = {f'colour {i}' for i in range(24)} - set(found)
   assert {f'colour {i}' for i in DAMAGED} <= lost and len(found) >= 12
@@ -146,6 +154,101 @@ def test_an_edit_is_what_an_uncached_loop_makes_of_image_and_instruction(model):
   for pair in ((given[::-1], words), (given, words[::-1])):
     rows = [[picture, *text.encode()] for picture, text in zip(*pair)]
     assert np.abs(model.latents_after(rows, seed=4, **settings) - found).max() > 1e-3
+
+
+def test_held_out_pictures_are_drawn_and_described(model, capsys, monkeypatch):
+  pixels_of = lambda images, params, **options: [images.reshape(len(images), -1)[:, ::53] / 255]
+  monkeypatch.setattr(mixed_evaluation, 'feature_rows', pixels_of)
+  words = ['evaluate', '--run', str(model.directory), '--batch', '8', '--samples', '99']
+  assert cli.main([*words, '--steps', '2', '--guidance', '2']) == 0
+  printed = capsys.readouterr().out
+  record = json.loads((model.directory / 'evaluation.json').read_text())
+  assert record['sampler'] == {'samples': 99, 'steps': 2, 'guidance_scale': 2.0}
+  results, said = record['results'], model.directory / 'evaluation_described.jsonl'
+  rows = [json.loads(line) for line in said.read_text().splitlines()]
+  num = len(rows)
+  assert num >= 5 and f'described: {num}/{num} images' in printed and 'drawn/similarity' in printed
+  assert {row['image'] for row in rows}.isdisjoint({FILES[i] for i in DAMAGED})
+  for row in rows:
+    assert row['references'] == [f'colour {FILES.index(row["image"])}']
+  others = [row['references'] for row in rows]
+  texts = [row['text'] for row in rows]
+  assert results['described/cider_d'] == captions.cider_d(texts, others).mean()
+  assert results['described/bleu_4'] == captions.bleu(texts, others)
+  for kind in ('drawn', 'described'):
+    bad = results[f'{kind}/unreadable']
+    assert results[f'{kind}/pictures'] == num and bad <= 2 and num + bad <= 24
+  # What is measured is what `draw` draws, in the order of the plan.
+  pixels = [np.asarray(Image.open(_pictures(model) / row['image'])) for row in rows]
+  drawn = model.draw([row['references'][0] for row in rows], steps=2, guidance_scale=2.0)
+  expected = mixed_evaluation.compared(drawn, np.stack(pixels), np.stack(pixels), print)
+  for name in ('similarity', 'similarity_to_others', 'kernel_distance'):
+    np.testing.assert_allclose(results[f'drawn/{name}'], expected[f'drawn/{name}'], rtol=0.02)
+  grid = np.asarray(Image.open(model.directory / 'evaluation_drawn.png'))
+  assert grid.shape[:2] == (33 * 2 * -(-num // 8) - 1, 33 * 8 - 1)
+  for i, (above, below) in enumerate(zip(pixels, drawn)):
+    y, x = 66 * (i // 8), 33 * (i % 8)
+    assert (grid[y : y + 32, x : x + 32] == above).all()
+    assert np.abs(grid[y + 33 : y + 65, x : x + 32].astype(int) - below).max() <= 1
+
+
+@pytest.mark.slow
+def test_pictures_that_are_like_their_originals_are_said_to_be():
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
+  originals, other = draw(), draw()
+  lines = []
+  same = mixed_evaluation.compared(originals, originals, other, lines.append)
+  assert same['drawn/similarity'] == pytest.approx(1, abs=1e-6)
+  assert same['drawn/similarity_to_others'] < 1 - 1e-3
+  params = mixed_evaluation.read_classifier()
+  rows = [np.asarray(image_features(params, x, size=64)) for x in (originals, other)]
+  assert same['drawn/kernel_distance_of_training'] == pytest.approx(
+    kernel_distance(rows[1], rows[0]), rel=1e-3
+  )
+  assert 'drawn/frechet_distance' not in same and 'more than 1280 pictures' in lines[0]
+
+
+def test_samples_are_refused_where_there_are_none(model, capsys):
+  vae = str(model.directory.parent / 'vae')
+  assert cli.main(['evaluate', '--run', vae, '--samples', '4']) == 2
+  assert 'is a run of jaxmm.tokenizers.vae_task, which does' in capsys.readouterr().err
+  words = ['evaluate', '--run', str(model.directory), '--batch', '8']
+  assert cli.main([*words, '--samples', '1']) == 2
+  assert '--samples is 1, expected 2 or more' in capsys.readouterr().err
+  assert cli.main([*words, '--config.data.path=x']) == 2
+  assert 'data.path belongs to training' in capsys.readouterr().err
+  assert cli.main([*words, '--config.model.width=64']) == 2
+  assert 'model.width=64 wants other parameters' in capsys.readouterr().err
+
+
+def test_what_is_drawn_and_described_of_a_source(tmp_path):
+  with zipfile.ZipFile(tmp_path / 'p.zip', 'w') as archive:
+    for i in range(6):
+      with archive.open(f'{i}.png', 'w') as file:
+        Image.new('RGB', (4, 4)).save(file, 'PNG')
+  rows = [
+    {'image': '0.png', 'caption': ['zero', 'nought']},
+    {'parts': [{'image': '1.png'}, {'text': 'edit'}, {'image': '2.png'}]},
+    {'parts': [{'image': '3.png'}, {'text': 'is three'}]},
+    {'image': ['4.png', '5.png'], 'caption': 'two'},
+    {'image': '4.png', 'caption': ''},
+    {'image': [], 'caption': 'words'},
+  ]
+  (tmp_path / 'c.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  mixed = {'captions': str(tmp_path / 'c.jsonl'), 'patches': 4}
+  data = {'name': 'mixed', 'path': str(tmp_path / 'p.zip'), 'split': 'all', 'mixed': mixed}
+  source = pipeline.open_source(configs.from_mapping(pipeline.DataConfig, data, 'data'))
+  text = lambda unit: bytes(unit.ids.tolist()).decode()
+  found = mixed_evaluation.prompts(source)
+  assert {i: (text(u), u.pictures, u.places) for i, u in found.items()} in (
+    {0: (word, (0,), (n,)), 2: ('edit', (1, 2), (0, 4)), 5: ('two', (4, 5), (3, 3))}
+    for word, n in (('zero', 4), ('nought', 6))
+  )
+  found = mixed_evaluation.described_pictures(source)
+  assert {i: {text(u) for u in units} for i, units in found.items()} == {
+    0: {'zero', 'nought'}, 3: {'is three'},
+  }  # fmt: skip
 
 
 def test_what_cannot_be_is_said(model):
