@@ -272,12 +272,13 @@ def _add_sample(verbs):
   p = _verb(
     verbs, 'sample', cli_sample.run,
     'Samples images from an image model and writes them as a grid (and as an array); goes on '
-    'writing from a prompt with a model of text or bytes; draws what a prompt says, or says what '
-    'an image shows, with a model of both.',
+    'writing from a prompt with a model of text or bytes. With a model of both, --prompt draws '
+    'what it says, --image is described, and both together change the picture.',
     'jaxmm sample --run runs/mini-lm --num 64 --guidance 2.0 --output samples.png\n  '
     'jaxmm sample --run runs/bytes --prompt "Once upon a time" --length 400\n  '
     'jaxmm sample --run runs/transfusion --prompt "a frog" --guidance 3 --output frog.png\n  '
-    'jaxmm sample --run runs/transfusion --image frog.png',
+    'jaxmm sample --run runs/transfusion --image frog.png\n  '
+    'jaxmm sample --run runs/transfusion --image frog.png --prompt "make it blue" --output b.png',
   )  # fmt: skip
   cli_sample.add_options(p)
 
@@ -285,17 +286,34 @@ def _add_sample(verbs):
 def _add_evaluate(verbs):
   p = _verb(
     verbs, 'evaluate', _evaluate,
-    'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.',
-    'jaxmm evaluate --run runs/mini',
+    'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.\n'
+    'With --samples a model of text and images also draws and describes held-out pictures.',
+    'jaxmm evaluate --run runs/mini\n'
+    '  jaxmm evaluate --run runs/transfusion --samples 256 --steps 50 --guidance 3',
+    setting='eval_data.max_records=1000',
   )  # fmt: skip
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of any kind')
   p.add_argument('--batch', type=int, default=64, help='rows a step (default: %(default)s)')
+  p.add_argument(
+    '--samples',
+    type=int,
+    default=0,
+    metavar='N',
+    help='draw N held-out pictures from their texts and describe N (default: none)',
+  )
+  cli_sample.add_sampler_options(p)
 
 
 def _evaluate(options) -> int:
   from jaxmm.studies import evaluation
 
-  evaluation.write(options.model, batch=options.batch)
+  evaluation.write(
+    options.model,
+    batch=options.batch,
+    samples=options.samples,
+    overrides=options.overrides,
+    **cli_sample.sampler_of(options),
+  )
   return 0
 
 

@@ -12,15 +12,18 @@ def add_options(p) -> None:
   """The options of the verb."""
   p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of such a model')
   p.add_argument(
-    '--prompt', nargs='+', metavar='TEXT', help='what it goes on from, or what it is to draw'
+    '--prompt',
+    nargs='+',
+    metavar='TEXT',
+    help='what it goes on from, or what it is to draw; with --image, what is to become of those',
   )
   p.add_argument(
-    '--image', nargs='+', metavar='FILE', help='pictures that a model of text and images describes'
+    '--image',
+    nargs='+',
+    metavar='FILE',
+    help='pictures that a model of text and images describes, or changes as a --prompt says',
   )
-  p.add_argument(
-    '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
-  )
-  p.add_argument('--method', help='ancestral (default), ddim, or euler for a model of flow')
+  add_sampler_options(p)
   p.add_argument('--length', type=int, default=256, metavar='N', help='new bytes or tokens of text')
   p.add_argument(
     '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
@@ -37,9 +40,6 @@ def add_options(p) -> None:
     '--top-p', type=float, default=1.0, metavar='P', help='the likeliest codes with probability P'
   )
   p.add_argument(
-    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
-  )
-  p.add_argument(
     '--guidance-interval',
     type=int,
     default=-1,
@@ -52,9 +52,26 @@ def add_options(p) -> None:
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
 
 
+def add_sampler_options(p) -> None:
+  """The options of how a model of text and images draws."""
+  p.add_argument(
+    '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
+  )
+  p.add_argument('--method', help='ancestral (default), ddim, or euler for a model of flow')
+  p.add_argument(
+    '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
+  )
+
+
+def sampler_of(options) -> dict[str, Any]:
+  """Settings of `SamplerConfig` that the options name."""
+  method = {} if options.method is None else {'method': options.method}
+  return {'steps': options.steps, 'guidance_scale': options.guidance, **method}
+
+
 def run(options) -> int:
   """Does what the options say."""
-  if options.image is not None:
+  if options.image is not None and options.prompt is None:
     return _describe(options)
   if options.prompt is not None:
     return _from_prompts(options)
@@ -97,21 +114,19 @@ def _from_prompts(options) -> int:
   if isinstance(model, LoadedTransfusion):
     if not options.output:
       raise ConfigError('--output FILE.png is needed for what a model of text and images draws')
-    method = {} if options.method is None else {'method': options.method}
     done = pictures.draw(
       model,
       options.prompt,
       options.output,
+      files=options.image,
       array=options.array,
       seed=options.seed,
       autoencoder=options.tokenizer,
-      steps=options.steps,
-      guidance_scale=options.guidance,
-      **method,
+      **sampler_of(options),
     )
     print(done)
     return 0
-  for name in ('tokenizer', 'array'):
+  for name in ('image', 'tokenizer', 'array'):
     if getattr(options, name) is not None:
       raise ConfigError(f'--{name} is of images, but {options.model} writes text; leave it out')
   done = texts.sample(
@@ -131,8 +146,6 @@ def _describe(options) -> int:
   from jaxmm.studies import loading, texts
 
   _refuse_labels(options, 'an --image')
-  if options.prompt is not None:
-    raise ConfigError('--image and --prompt are both given; a picture is described without one')
   done = texts.describe(
     loading.load(options.model),
     options.image,

@@ -10,7 +10,8 @@ Optimizer, schedule, dropout and initial weights are the paper's, and the bytes 
 billion) and of ImageNet64 (1.4 trillion). Batches and learning rates are not certain: they are as
 others report its appendix. How long the other runs were is not known to us; theirs stand for a
 beginning. Cross-patch attention, whose r the paper does not say, is off:
-`--config.model.cross_patch=R` turns it on.
+`--config.model.cross_patch=R` turns it on. Documents begin at patches and see those before them in
+their row, unless `--config.model.separate_documents=True` keeps them apart.
 """
 
 import math
@@ -38,10 +39,11 @@ def _data(preset: Mapping[str, Any]) -> dict[str, Any]:
   """What is read: texts, pictures in patch scan, or the samples of .wav files."""
   length, patch = preset['length'], preset['patch']
   if patch == 8:
-    text = dict(length=length, packing='concat', field='text', pad_id=256)
+    text = dict(length=length, packing='concat', align=patch, field='text', pad_id=256)
     return dict(name='text', text=text)
   if patch == 32:
-    return dict(name='bytes', bytes=dict(length=length, packing='concat', suffixes=('.wav',)))
+    sound = dict(length=length, packing='concat', align=patch, suffixes=('.wav',))
+    return dict(name='bytes', bytes=sound)
   scan = dict(length=length, image_order='patch', patch=patch)
   return dict(name='images', image_size=math.isqrt(length // 3), crop='center', bytes=scan)
 

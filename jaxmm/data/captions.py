@@ -4,6 +4,11 @@
     {"image": ["a.jpg", "b.jpg"], "caption": "two dogs"}      several pictures of one caption
     {"image": "a.jpg", "caption": ["a dog", "an animal"]}     a caption each: a pair each
 
+A record may instead say what comes after what: any number of texts and pictures in their order,
+such as a picture, an instruction and the picture that it asks for.
+
+    {"parts": [{"image": "a.jpg"}, {"text": "make it blue"}, {"image": "b.jpg"}]}
+
 Files of records are those of `data.corpus` (JSON lines, Parquet, ...); pictures are named by their
 paths below the folder, or in the zip, that holds them.
 """
@@ -22,18 +27,24 @@ from jaxmm.data.sources import check_split, in_test_split, split_of_name
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-  """A caption and the pictures that it is of.
+class Entry:
+  """Texts and pictures that belong together.
 
   Attributes:
     name: file and place of its record, and which of its captions it is.
     pictures: names of pictures; () for text alone.
-    caption: '' for pictures alone.
+    texts: the caption alone ('' for none), whose place is before the pictures or after them; or,
+      of a record that says the order, what stands before each picture and after the last one.
   """
 
   name: str
   pictures: tuple[str, ...]
-  caption: str
+  texts: tuple[str, ...]
+
+  @property
+  def is_ordered(self) -> bool:
+    """Whether its record says the order."""
+    return len(self.texts) > 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +53,13 @@ class Record:
 
   Attributes:
     example: its id, its fields or what is wrong with it, as the maker of a keep-list sees it.
-    pairs: its pairs.
+    entries: what it says, one for each of its captions.
     is_chosen: whether it is of the split.
     error: why it cannot be used; '' if it can.
   """
 
   example: Example
-  pairs: tuple[Pair, ...]
+  entries: tuple[Entry, ...]
   is_chosen: bool
   error: str
 
@@ -64,6 +75,8 @@ class CaptionFile:
     split_field: of a record that says its split ('train', 'val', 'test', ...); '' splits by hash.
     image_field: of a record that names its pictures.
     caption_field: of a record that holds its captions.
+    parts_field: of a record that says its texts and pictures in their order; where it is there, the
+      other two are not read.
     max_captions: of a record that are used, the first ones; None for all.
     id_field: of a record that holds its id; '' for file and row.
 
@@ -80,6 +93,7 @@ class CaptionFile:
     split_field: str = '',
     image_field: str = 'image',
     caption_field: str = 'caption',
+    parts_field: str = 'parts',
     max_captions: int | None = None,
     id_field: str = '',
   ):
@@ -95,6 +109,7 @@ class CaptionFile:
       )
     self._split, self._test_fraction, self._split_field = split, test_fraction, split_field
     self._image_field, self._caption_field = image_field, caption_field
+    self._parts_field = parts_field
     self._max_captions = max_captions
     self._places = CorpusConfig((path,), text_field='')
     self._named = dataclasses.replace(self._places, id_field=id_field)
@@ -115,21 +130,27 @@ class CaptionFile:
 
   def _record(self, example: Example, place: str) -> Record:
     pictures: tuple[str, ...] = ()
-    captions: tuple[str, ...] = ()
+    texts: list[tuple[str, ...]] = []
     error = example.error
     if not error:
       try:
-        pictures = _names(example.record, self._image_field)
-        captions = _texts(example.record, self._caption_field)[: self._max_captions]
+        parts = example.record.get(self._parts_field)
+        if parts is None:
+          pictures = _names(example.record, self._image_field)
+          captions = _texts(example.record, self._caption_field)
+          texts = [(caption,) for caption in captions[: self._max_captions]]
+        else:
+          pictures, around = _parts(parts, self._parts_field)
+          texts = [around]
       except _Unusable as e:
         error = str(e)
     # A picture's name keeps it on its side, whatever else happens to the file.
     is_chosen = self._is_in_split(example, pictures[0] if pictures else place)
-    pairs = tuple(
-      Pair(place if len(captions) == 1 else f'{place}#{i}', pictures, caption)
-      for i, caption in enumerate(captions)
+    entries = tuple(
+      Entry(place if len(texts) == 1 else f'{place}#{i}', pictures, around)
+      for i, around in enumerate(texts)
     )
-    return Record(example, pairs, is_chosen, error)
+    return Record(example, entries, is_chosen, error)
 
   def _is_in_split(self, example: Example, name: str) -> bool:
     if self._split == 'all':
@@ -166,8 +187,36 @@ def _texts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
   texts = value if isinstance(value, list) else [value]
   if not texts or not all(isinstance(text, str) for text in texts):
     raise _Unusable(f'no caption in field {field!r}; it has {sorted(record)}')
+  return tuple(map(_utf8, texts))
+
+
+def _parts(parts: Any, field: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """The pictures of a list of parts, and what is said before each and after the last."""
+  pictures, around = [], ['']
+  for number, part in enumerate(parts if isinstance(parts, list) else [parts]):
+    # A table's rows have both fields, one of them empty.
+    said = {k: v for k, v in part.items() if v is not None} if isinstance(part, Mapping) else {}
+    (kind, value), *more = said.items() or [('', None)]
+    if more or kind not in ('image', 'text') or not isinstance(value, str):
+      raise _Unusable(
+        f'part {number} in field {field!r} is {part!r}, expected {{"image": NAME}} or '
+        '{"text": TEXT}'
+      )
+    if kind == 'text':
+      around[-1] += _utf8(value)
+      continue
+    if not value:
+      raise _Unusable(f'part {number} in field {field!r} names no picture')
+    pictures.append(value)
+    around.append('')
+  if not pictures and not around[0]:
+    raise _Unusable(f'no part in field {field!r}')
+  return tuple(pictures), tuple(around)
+
+
+def _utf8(text: str) -> str:
   try:
-    ''.join(texts).encode()
+    text.encode()
   except UnicodeEncodeError as e:  # JSON can say half a character
     raise _Unusable(f'the caption is not UTF-8: {e}') from e
-  return tuple(texts)
+  return text

@@ -6,12 +6,14 @@
                                    (not one of flat pictures where another has classes)
     root/*.jpg and a labels csv    columns `file` and `label` (or `class_index`, or `class`)
 
-Pictures that lie flat, with no csv, are all of class 0.
+Pictures that lie flat, with no csv, are all of class 0; so are those that have no classes by the
+word of the user (`labels='none'`), wherever they lie.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import os
 import pathlib
@@ -67,6 +69,11 @@ class FileSource:
   def other_ids(self) -> Sequence[str]:
     return self._others
 
+  def digest(self) -> str:
+    """Of the names in their order: what is stored by a picture's number belongs to these alone."""
+    names = '\0'.join(self._files).encode('utf-8', 'surrogatepass')
+    return hashlib.blake2b(names, digest_size=16).hexdigest()
+
 
 def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str = '') -> Source:
   """The pictures under a folder or in a zip.
@@ -75,7 +82,7 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
     path: the folder or the zip.
     split: 'train', 'test' or 'all'; folders of that name where there are some, else about
       `test_fraction` of the files, chosen by a hash of their names, are 'test'.
-    labels: a csv file with the classes; '' takes them from the folders.
+    labels: a csv file with the classes; '' takes them from the folders; 'none' has none.
 
   Raises:
     ConfigError: nothing there, no pictures, a split folder or a label is missing.
@@ -90,7 +97,9 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
     raise ConfigError(
       f'data.path {path!r}: split {split!r} is empty ({len(files)} pictures in all)'
     )
-  if labels:
+  if labels == 'none':
+    class_ids, classes = [0] * len(chosen), ()
+  elif labels:
     class_ids, classes = _csv_classes(labels, chosen)
   else:
     # From all files, not the chosen ones: a class has the same number in every split.
@@ -99,22 +108,13 @@ def image_source(path: str, split: str, test_fraction: float = 0.1, labels: str 
       flat = next(f for f in files if not _folder_class(f, below))
       raise ConfigError(
         f'data.path {path!r}: {flat!r} lies beside the class folders {", ".join(classes[1:4])}, so '
-        'it has no class; put it into one or away, or name the classes in a csv (data.labels)'
+        'it has no class; put it into one or away, name the classes in a csv (data.labels), or '
+        "set data.labels='none'"
       )
     number = {name: i for i, name in enumerate(classes)}
     class_ids = [number[_folder_class(f, below)] for f in chosen]
   others = sorted(set(all_files) - set(chosen))
   return FileSource(str(path), chosen, class_ids, classes, read, others)
-
-
-def unlabelled_source(path: str) -> FileSource:
-  """All pictures under a folder or in a zip, wherever they lie in it, as of class 0.
-
-  Raises:
-    ConfigError: nothing there, or no pictures.
-  """
-  files, read = _listed(path)
-  return FileSource(str(path), files, [0] * len(files), (), read)
 
 
 def _listed(path: str) -> tuple[list[str], Callable[[str], bytes]]:

@@ -2,14 +2,15 @@
 
     [bos] caption BOI patch .. patch EOI [eos]        a pair, caption first
     [bos] BOI patch .. patch EOI caption [eos]        a pair, picture first
+    [bos] BOI .. EOI text BOI .. EOI [eos]            parts in the order that their record says
     [bos] text [eos]                                  a document, or a piece of one
 
 Every picture has as many positions, with BOI and EOI around it (Transfusion, arXiv:2408.11039,
-section on data). A pair may have several pictures and a row several pairs, each a segment of its
+section on data). A pair may have several pictures and a row several units, each a segment of its
 own. The plan, which units stand in which row, is made once over all data; which of the two orders a
 pair has is the example's own draw, and both are equally long.
 
-Axes: L positions of a row, U units (pairs and pieces of text).
+Axes: L positions of a row, U units (pairs, parts in order, pieces of text).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import collections
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +27,10 @@ import numpy as np
 from jaxmm.config import ConfigError
 from jaxmm.data import image_files, text_files
 from jaxmm.data.bad_records import BadRecords
-from jaxmm.data.captions import CaptionFile, Pair
+from jaxmm.data.captions import CaptionFile, Entry
 from jaxmm.data.image_files import FileSource
 from jaxmm.data.kept import Verdicts
+from jaxmm.data.mixed_layout import Layout, Unit
 from jaxmm.data.packing import Documents
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class MixedConfig:
     captions: file of records that name pictures and their captions (see `data.captions`).
     image_field: of a record that names its pictures (a string or a list of them).
     caption_field: of a record that holds its caption; a list of captions is as many pairs.
+    parts_field: of a record that says its texts and pictures in their order.
     split_field: of a record that says its split; '' splits by a hash of the picture's name.
     max_captions: of a record that are used, the first ones; None for all.
     text_path: a file or folder of plain text, too, read as `data.text` says; '' for none.
@@ -57,19 +60,20 @@ class MixedConfig:
     length: positions of a row.
     patches: positions of a picture, without BOI and EOI.
     latents: array store with a field `latents` ([Y, X, C], or several views [V, Y, X, C]) of every
-      picture of `data.path`, in their order; '' gives pixels.
+      picture of `data.path`, in the order of their names; '' gives pixels.
     codes: instead of latents, array store with a field `codes` ([P] or [V, P]) of every picture, in
-      their order: codes then stand in the row as ids and are targets like text.
+      that order: codes then stand in the row as ids and are targets like text.
     first_code: the id of code 0, behind all other ids.
     boi_id: begins a picture.
     eoi_id: ends a picture.
-    caption_first: the probability that the caption comes first.
+    caption_first: the probability that the caption of a pair comes first.
     max_images: of a row; None for as many as the rows of the plan need.
   """
 
   captions: str = ''
   image_field: str = 'image'
   caption_field: str = 'caption'
+  parts_field: str = 'parts'
   split_field: str = ''
   max_captions: int | None = None
   text_path: str = ''
@@ -108,93 +112,6 @@ class MixedConfig:
     require(
       share is None or bool(self.text_path), 'text_share', 'None without data.mixed.text_path'
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-  """What stays together in a row.
-
-  Attributes:
-    ids: of a caption; or of a piece of text, its bos and eos included.
-    pictures: numbers of pictures; () makes it text.
-  """
-
-  ids: np.ndarray
-  pictures: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """The numbers that say how a unit is laid out.
-
-  Attributes:
-    length: positions of a row.
-    patches: of a picture.
-    boi_id, eoi_id: around a picture.
-    before, after: the bos and the eos of a pair, each an id or nothing.
-    pad_id: fills rows.
-  """
-
-  length: int
-  patches: int
-  boi_id: int
-  eoi_id: int
-  before: tuple[int, ...]
-  after: tuple[int, ...]
-  pad_id: int
-
-  @classmethod
-  def of(cls, mixed: MixedConfig, text: text_files.TextConfig) -> Layout:
-    before, after = (() if i is None else (i,) for i in (text.bos_id, text.eos_id))
-    special = [mixed.boi_id, mixed.eoi_id, *before, *after]
-    lowest = 256 if text.tokenizer == 'bytes' else 0
-    if len(set(special)) < len(special) or min(special) < lowest:
-      raise ConfigError(
-        f'the ids of BOI, EOI, bos and eos are {special} (data.mixed.boi_id, eoi_id, '
-        f'data.text.bos_id, eos_id); they must differ and be no ids of text (from {lowest} on)'
-      )
-    return cls(mixed.length, mixed.patches, mixed.boi_id, mixed.eoi_id, before, after, text.pad_id)
-
-  def room_for_text(self, num_pictures: int) -> int:
-    """Positions that are left for a caption; negative if the pictures alone are too many."""
-    fixed = num_pictures * (self.patches + 2) + len(self.before) + len(self.after)
-    return self.length - fixed
-
-  def unit_length(self, num_ids: int, num_pictures: int) -> int:
-    """Positions of a unit, in either order."""
-    return num_ids + (self.length - self.room_for_text(num_pictures) if num_pictures else 0)
-
-  def row(self, units: Sequence[Unit], is_image_first: Sequence[bool]) -> dict[str, np.ndarray]:
-    """`ids_L`, `image_L`, `patch_L`, `segment_L` and `weight_L` of a row of units."""
-    row = {name: np.zeros(self.length, np.int32) for name in ('image_L', 'patch_L', 'segment_L')}
-    row['ids_L'] = np.full(self.length, self.pad_id, np.int32)
-    row['weight_L'] = np.zeros(self.length, np.float32)
-    at = image = 0
-    for segment, (unit, first) in enumerate(zip(units, is_image_first, strict=True), 1):
-      start = at
-      text, pictures = [unit.ids], [None] * len(unit.pictures)
-      parts = [*pictures, *text] if first else [*text, *pictures]
-      if unit.pictures:
-        parts = [self.before, *parts, self.after]
-      for part in parts:
-        if part is None:
-          image += 1
-          at = self._put_image(row, at, image)
-        else:
-          row['ids_L'][at : at + len(part)] = part
-          row['weight_L'][at : at + len(part)] = 1
-          at += len(part)
-      row['segment_L'][start:at] = segment
-      row['weight_L'][start] = 0  # nothing in its segment predicts it
-    return row
-
-  def _put_image(self, row: dict[str, np.ndarray], at: int, image: int) -> int:
-    end = at + 1 + self.patches
-    row['ids_L'][at], row['ids_L'][at + 1 : end], row['ids_L'][end] = self.boi_id, 0, self.eoi_id
-    row['image_L'][at + 1 : end] = image
-    row['patch_L'][at + 1 : end] = np.arange(self.patches)
-    row['weight_L'][at] = 1
-    return end + 1
 
 
 class MixedSource:
@@ -276,17 +193,19 @@ class Units:
     self.num_cut = 0
     self._ids: list[np.ndarray] | Documents = []
     self._pictures: list[tuple[int, ...]] = []
+    self._places: list[tuple[int, ...] | None] = []
 
   def __len__(self) -> int:
     return len(self.names)
 
   def __getitem__(self, u: int) -> Unit:
-    return Unit(self._ids[u], self._pictures[u])
+    return Unit(self._ids[u], self._pictures[u], self._places[u])
 
-  def add(self, name: str, ids: np.ndarray, pictures: tuple[int, ...] = ()) -> None:
+  def add(self, name: str, unit: Unit) -> None:
     self.names.append(name)
-    self._ids.append(np.asarray(ids, np.int32))
-    self._pictures.append(pictures)
+    self._ids.append(np.asarray(unit.ids, np.int32))
+    self._pictures.append(unit.pictures)
+    self._places.append(unit.places)
 
   def lengths(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
     """Positions and pictures of the units."""
@@ -303,6 +222,7 @@ class Units:
     out.num_cut = self.num_cut
     out.names = [self.names[u] for u in order]
     out._pictures = [self._pictures[u] for u in order]
+    out._places = [self._places[u] for u in order]
     out._ids = Documents.of([self._ids[u] for u in order])  # one array, not a million small ones
     return out
 
@@ -356,12 +276,12 @@ def mixed_source(config: DataConfig, encode: Encode | None = None) -> MixedSourc
       'data.keep_list is of the records of data.mixed.captions, but data.mixed.text_path is '
       f'{mixed.text_path!r}, whose texts have no list; leave one of the two empty'
     )
-  pictures = image_files.unlabelled_source(config.path)
+  pictures = image_files.image_source(config.path, 'all', labels='none')
   units = Units()
   last = mixed.first_code if mixed.codes else None
   encode = _checked_ids(text_files.checked_encode(text, encode), layout, last)
   verdicts = Verdicts(config.keep_list) if config.keep_list else None
-  fingerprint = _add_pairs(units, config, layout, pictures, encode, verdicts)
+  fingerprint = _add_entries(units, config, layout, pictures, encode, verdicts)
   if mixed.text_path:
     _add_texts(units, config, layout, encode)
   if not len(units):
@@ -392,7 +312,7 @@ def _checked_ids(encode: Encode, layout: Layout, first_code: int | None) -> Enco
   return checked
 
 
-def _add_pairs(
+def _add_entries(
   units: Units,
   config: DataConfig,
   layout: Layout,
@@ -400,7 +320,7 @@ def _add_pairs(
   encode: Encode,
   verdicts: Verdicts | None,
 ) -> str:
-  """Adds the pairs of the split that are kept; the fingerprint of the keep-list."""
+  """Adds the entries of the split that are kept; the fingerprint of the keep-list."""
   mixed = config.mixed
   file = CaptionFile(
     mixed.captions,
@@ -409,6 +329,7 @@ def _add_pairs(
     split_field=mixed.split_field,
     image_field=mixed.image_field,
     caption_field=mixed.caption_field,
+    parts_field=mixed.parts_field,
     max_captions=mixed.max_captions,
     id_field=config.id_field if verdicts else '',
   )
@@ -416,20 +337,20 @@ def _add_pairs(
   names: dict[int, str] = {}
   bad = BadRecords(None, config.max_bad_fraction, names.get)
   record, cut = -1, []
-  for record, (name, pairs, error) in enumerate(_kept_pairs(file, verdicts)):
-    error = error or _unusable(pairs, number_of, layout, mixed.max_images, config.path)
+  for record, (name, entries, error) in enumerate(_kept_entries(file, verdicts)):
+    error = error or _unusable(entries, number_of, layout, mixed.max_images, config.path)
     if error:
       names[record] = name
       bad.add(record, error)
       continue
     bad.read(record)
-    for pair in pairs:
-      numbers = tuple(number_of[name] for name in pair.pictures)
-      ids = np.asarray(encode(pair.caption), np.int32)
-      if numbers and len(ids) > layout.room_for_text(len(numbers)):
-        cut.append(pair.name)
-        ids = ids[: layout.room_for_text(len(numbers))]
-      _add_unit(units, layout, pair.name, ids, numbers)
+    for entry in entries:
+      unit = _unit_of(entry, number_of, encode)
+      room = layout.room_for_text(len(unit.pictures))
+      if unit.pictures and len(unit.ids) > room:
+        cut.append(entry.name)
+        unit = unit.cut(room)
+      _add_unit(units, layout, entry.name, unit)
   fingerprint = verdicts.settled(file.described) if verdicts else ''
   bad.finish(record + 1)
   units.num_cut = len(cut)
@@ -438,24 +359,24 @@ def _add_pairs(
   return fingerprint
 
 
-def _kept_pairs(
+def _kept_entries(
   file: CaptionFile, verdicts: Verdicts | None
-) -> Iterator[tuple[str, Sequence[Pair], str]]:
+) -> Iterator[tuple[str, Sequence[Entry], str]]:
   for record in file.records():
     if not record.is_chosen:
       if verdicts:
         verdicts.elsewhere([record.example.id])
     elif verdicts is None or verdicts.keeps(record.example.id):
-      yield record.example.id, record.pairs, record.error
+      yield record.example.id, record.entries, record.error
 
 
-def _unusable(pairs, number_of, layout: Layout, max_images: int | None, path: str) -> str:
-  """Why the pairs of a record cannot stand in a row; '' if they can."""
-  for pair in pairs[:1]:
-    missing = [name for name in pair.pictures if name not in number_of]
+def _unusable(entries, number_of, layout: Layout, max_images: int | None, path: str) -> str:
+  """Why the entries of a record cannot stand in a row; '' if they can."""
+  for entry in entries[:1]:
+    missing = [name for name in entry.pictures if name not in number_of]
     if missing:
       return f'picture {missing[0]!r} is not in data.path {path!r}'
-    num = len(pair.pictures)
+    num = len(entry.pictures)
     if layout.room_for_text(num) < 0:
       return f'its {num} pictures do not fit in a row of {layout.length} positions'
     if max_images is not None and num > max_images:
@@ -463,17 +384,23 @@ def _unusable(pairs, number_of, layout: Layout, max_images: int | None, path: st
   return ''
 
 
-def _add_unit(units: Units, layout: Layout, name: str, ids, pictures: tuple[int, ...]) -> None:
-  """A pair; without pictures it is text, with an end and a beginning, and cut into rows."""
-  if pictures:
-    units.add(name, ids, pictures)
-  elif len(ids):
-    _add_pieces(units, layout, name, np.concatenate([layout.before, ids, layout.after]))
+def _unit_of(entry: Entry, number_of: Mapping[str, int], encode: Encode) -> Unit:
+  texts = [np.asarray(encode(text), np.int32) for text in entry.texts]
+  places = tuple(np.cumsum([len(ids) for ids in texts])[:-1].tolist()) if entry.is_ordered else None
+  return Unit(np.concatenate(texts), tuple(number_of[name] for name in entry.pictures), places)
+
+
+def _add_unit(units: Units, layout: Layout, name: str, unit: Unit) -> None:
+  """Without pictures it is text, with an end and a beginning, and cut into rows."""
+  if unit.pictures:
+    units.add(name, unit)
+  elif len(unit.ids):
+    _add_pieces(units, layout, name, np.concatenate([layout.before, unit.ids, layout.after]))
 
 
 def _add_pieces(units: Units, layout: Layout, name: str, ids: np.ndarray) -> None:
   for at in range(0, len(ids), layout.length):
-    units.add(f'{name}+{at}' if at else name, ids[at : at + layout.length])
+    units.add(f'{name}+{at}' if at else name, Unit(ids[at : at + layout.length], ()))
 
 
 def _add_texts(units: Units, config: DataConfig, layout: Layout, encode: Encode) -> None:

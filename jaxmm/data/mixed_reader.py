@@ -26,9 +26,9 @@ class MixedReader:
   `ids_BL` (0 at patches), `image_BL` (0 for text, else which of the row's pictures, from 1, the
   position is a patch of), `patch_BL` (which patch of it), `segment_BL` (0 is padding), `weight_BL`
   (of the position as a target of text: 0 for patches, EOI, padding and a segment's first, BOI
-  counts), `is_image_first_BI` (its pair's caption follows), `image_valid_BI` (0 where a row has
-  fewer pictures), and `pixels_BIYXC` uint8 or `latent_BIYXC` float32. With codes there is no such
-  field: they are the ids at patches, and weigh 1.
+  counts), `is_image_first_BI` (text follows it in its segment, and none stands before it),
+  `image_valid_BI` (0 where a row has fewer pictures), and `pixels_BIYXC` uint8 or `latent_BIYXC`
+  float32. With codes there is no such field: they are the ids at patches, and weigh 1.
 
   Training draws by the example's index, so that an order is another one in another epoch;
   evaluation by the record, so that it is always the same.
@@ -58,17 +58,16 @@ class MixedReader:
   def read(self, record: int, index: int) -> dict[str, Any]:
     units = self.source[record]['units']
     rng = example_rng(self._seed, index) if self._train else example_rng(0, record)
-    # A caption alone, or pictures alone, have no order.
     is_first = (rng.random(len(units)) >= self._caption_first).tolist()
-    is_first = [f and len(u.ids) > 0 and len(u.pictures) > 0 for f, u in zip(is_first, units)]
-    row = self._mixed.layout.row(units, is_first)
+    units = [unit.placed(first) for unit, first in zip(units, is_first)]
+    row = self._mixed.layout.row(units)
     out = {name.removesuffix('L') + 'BL': value for name, value in row.items()}
     numbers = [i for unit in units for i in unit.pictures]
     num = self._mixed.max_images
     images = np.zeros((num, *self._images.shape), self._images.dtype)
     for slot, number in enumerate(numbers):
       images[slot] = self._images.image(number, rng)
-    first = [f for f, unit in zip(is_first, units) for _ in unit.pictures]
+    first = [first for unit in units for first in unit.is_image_first()]
     out |= {
       'is_image_first_BI': np.array(first + [False] * (num - len(first)), np.bool_),
       'image_valid_BI': (np.arange(num) < len(numbers)).astype(np.float32),
@@ -135,7 +134,14 @@ class _Stored:
     if len(self._store) != len(pictures):
       raise ConfigError(
         f'{where} has {len(self._store)} rows, but data.path {config.path!r} has {len(pictures)} '
-        f"pictures; write the {field} of all of them (data.name 'images', split 'all')"
+        f"pictures; write the {field} of all of them (data.name 'images', data.labels 'none', "
+        "split 'all')"
+      )
+    # The names tell pictures of the same number apart; stores of other makers may not have them.
+    if self._store.meta.get('pictures', pictures.digest()) != pictures.digest():
+      raise ConfigError(
+        f'{where} are of pictures with other names than those of data.path {config.path!r}, which '
+        f'would each get the {field} of another; write the {field} again'
       )
     if config.flip or config.crop == 'random':
       raise ConfigError(

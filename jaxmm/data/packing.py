@@ -192,7 +192,7 @@ class PackedSource:
   within the row, 0 is padding (id `pad_id`). The weight is that of the token as a target: 0 for
   padding and for the first token of each segment, which nothing in its segment predicts (begin
   documents with a token of their own if their first token should count). `kept_fingerprint` is that
-  of the keep-list which chose the documents, '' without one.
+  of the keep-list which chose the documents, '' without one; `align` is that of the plan.
   """
 
   num_classes = None
@@ -206,7 +206,7 @@ class PackedSource:
     kept_fingerprint: str = '',
     align: int = 1,
   ):
-    self.documents, self.length, self._pad_id = documents, length, pad_id
+    self.documents, self.length, self.align, self._pad_id = documents, length, align, pad_id
     self.kept_fingerprint = kept_fingerprint
     self.plan = packing_plan(documents.offsets_D, length, method, align)
 

@@ -57,7 +57,7 @@ class DataConfig:
       `digest`: texts before training, pictures (files, zips, ArrayRecord, TFDS) as each is read.
       Arrays in memory, files as bytes and caption records are known by their ids alone.
     max_records: use only so many records (of the kept ones), evenly spaced; None for all.
-    labels: csv with the classes of pictures; '' takes them from the folders.
+    labels: csv with the classes of pictures; '' takes them from the folders, 'none' has none.
     num_classes: class ids must lie below; None does not check.
     image_size: pixels a side.
     channels: 1 or 3.

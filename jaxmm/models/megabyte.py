@@ -14,6 +14,7 @@ Axes: B batch, L bytes of a row, P bytes of a patch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +27,7 @@ from jaxmm.config import ConfigError, from_preset
 from jaxmm.core import losses
 from jaxmm.core.protocols import Scorer
 from jaxmm.models.megabyte_config import MegabyteConfig, forward_flops
-from jaxmm.models.megabyte_evaluation import strided_nll
+from jaxmm.models.megabyte_evaluation import sliding_nll
 from jaxmm.models.megabyte_network import Megabyte, byte_nll
 
 
@@ -99,11 +100,15 @@ class MegabyteTask(tasks.Task):
     config: the model's.
     row_length: bytes of a training row; None is `config.length`.
     strided: also evaluate by strided inference, for two more passes.
+    sliding: also evaluate rows of several windows (a window is a training row) with this many bytes
+      from one window to the next, so that few bytes have little before them; 0 for no such
+      evaluation. With `strided` also both together, for four passes at half a window.
   """
 
   config: MegabyteConfig
   row_length: int | None = None
   strided: bool = False
+  sliding: int = 0
 
   def init(self, key: jax.Array, batch: tasks.Batch) -> tasks.Variables:
     num, expected = batch['ids_BL'].shape[1], self.row_length or self.config.length
@@ -132,20 +137,51 @@ class MegabyteTask(tasks.Task):
 
   def evaluations(self) -> Mapping[str, Callable[..., tasks.Sums]]:
     found = {'likelihood': self.likelihood}
-    return found | ({'strided': self.strided_likelihood} if self.strided else {})
+    if self.strided:
+      found['strided'] = self.strided_likelihood
+    if self.sliding:
+      found['sliding'] = self.sliding_likelihood
+    if self.sliding and self.strided:
+      found['sliding_strided'] = functools.partial(self.sliding_likelihood, strided=True)
+    return found
 
   def likelihood(self, variables: tasks.Variables, batch: tasks.Batch, key: jax.Array):
-    """Without dropout, in one pass: nats and bits a byte, and bits at each place of a patch [P]."""
+    """Without dropout, in one pass: nats and bits a byte, and bits at each place of a patch [P].
+
+    Rows longer than those of training are cut into such as are not.
+    """
     del key
-    return self._likelihood(byte_nll, variables, batch)
+    return self._likelihood(variables, batch)
 
   def strided_likelihood(self, variables: tasks.Variables, batch: tasks.Batch, key: jax.Array):
     """The same by strided inference."""
     del key
-    return self._likelihood(strided_nll, variables, batch)
+    return self._likelihood(variables, batch, strided=True)
 
-  def _likelihood(self, score, variables, batch):
-    nll_BL = score(variables['params'], self.config, batch['ids_BL'], batch['segment_BL'])
+  def sliding_likelihood(
+    self, variables: tasks.Variables, batch: tasks.Batch, key: jax.Array, strided: bool = False
+  ):
+    """The same in windows that overlap.
+
+    Raises:
+      ConfigError: rows of no more than a window.
+    """
+    del key
+    window, num = self.row_length or self.config.length, batch['ids_BL'].shape[1]
+    if num <= window:
+      raise ConfigError(
+        f'model.sliding is {self.sliding}, but rows of eval_data have {num} bytes and a window '
+        f'{window}: set the length of eval_data to several windows, such as {4 * window} '
+        '(eval_data.text.length, eval_data.bytes.length)'
+      )
+    return self._likelihood(variables, batch, stride=self.sliding, strided=strided)
+
+  def _likelihood(self, variables, batch, stride: int | None = None, strided: bool = False):
+    window = min(self.row_length or self.config.length, batch['ids_BL'].shape[1])
+    nll_BL = sliding_nll(
+      variables['params'], self.config, batch['ids_BL'], batch['segment_BL'],
+      window=window, stride=stride or window, strided=strided,
+    )  # fmt: skip
     patches = lambda a: a.reshape(-1, self.config.patch)
     nats_P, count_P = losses.position_sums(patches(nll_BL), patches(target_weight(batch)))
     nats, count, bit = jnp.sum(nats_P), jnp.sum(count_P), 1 / math.log(2.0)
@@ -164,7 +200,14 @@ def make_task(model: Mapping[str, Any]) -> MegabyteTask:
   """The Task of a run's `model` section: see `config_of`, and `MegabyteTask` for the other keys."""
   model = dict(model)
   row_length, strided = model.pop('row_length', None), model.pop('strided', False)
+  sliding = model.pop('sliding', 0)
   config = config_of(model)
   if row_length is not None:
     config.num_patches(row_length)
-  return MegabyteTask(config, row_length, strided)
+  window = row_length or config.length
+  if not 0 <= sliding <= window or sliding % config.patch:
+    raise ConfigError(
+      f'model.sliding is {sliding}, expected a multiple of model.patch {config.patch} up to a '
+      f'window of {window} bytes (half of it is usual), or 0 for none'
+    )
+  return MegabyteTask(config, row_length, strided, sliding)

@@ -89,6 +89,8 @@ def sliding_nll(
       f'rows of {L} bytes, window {window} and stride {stride}: expected multiples of model.patch '
       f'{P}, the stride at most the window and that at most model.length {config.length}'
     )
+  if L == window:
+    return (strided_nll if strided else byte_nll)(params, config, ids_BL, segment_BL)
   num = max(-(-(L - window) // stride), 0) + 1
   after = ((0, 0), (0, window + (num - 1) * stride - L))
   cut = lambda a: jnp.stack([a[:, i * stride : i * stride + window] for i in range(num)])

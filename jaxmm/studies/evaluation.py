@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.errors
 import jax
 
 from jaxmm import batch_job, sharding
-from jaxmm.studies import loading, run
+from jaxmm.config import ConfigError
+from jaxmm.studies import loading, mixed_evaluation, run
+from jaxmm.studies.loaded_mixed import LoadedTransfusion
 from jaxmm.train import window
 
 
@@ -20,6 +23,7 @@ def run_sums(
 ) -> dict[str, dict[str, tuple[Any, Any]]]:
   """`{evaluation: {metric: (sum, count)}}` over the whole of `eval_data`, exact on any mesh."""
   batches = run.make_batches(loaded.config, train=False, batch=batch)
+  run.check_data(loaded.task, {'eval_data': batches})
   return {
     name: batch_job.run_sums(
       batches,
@@ -57,11 +61,44 @@ def train_and_measure(
 
 
 def write(
-  directory: str | os.PathLike, *, batch: int = 64, echo: Callable[[str], None] = print
+  directory: str | os.PathLike,
+  *,
+  batch: int = 64,
+  samples: int = 0,
+  overrides: Sequence[str] = (),
+  echo: Callable[[str], None] = print,
+  **sampler: Any,
 ) -> pathlib.Path:
-  """Evaluates a run, prints a line a metric, writes `evaluation.json` beside its log."""
-  loaded = loading.load(directory)
-  results = run_evaluations(loaded, batch=batch, echo=echo)
+  """Evaluates a run, prints a line a metric, writes `evaluation.json` beside its log.
+
+  Args:
+    directory: the run.
+    batch: rows a step.
+    samples: of a model of text and images, how many pictures are also drawn and described
+      (`mixed_evaluation.measure`).
+    overrides: `model.key=value` and `eval_data.key=value`.
+    echo: is given lines.
+    **sampler: of `SamplerConfig`, for `samples`.
+
+  Raises:
+    ConfigError: settings that do not fit the parameters, or samples of another kind of model.
+  """
+  loaded = loading.load(directory, overrides=overrides)
+  if samples and not isinstance(loaded, LoadedTransfusion):
+    raise ConfigError(
+      f'--samples is {samples}, but {directory} is a run of {loaded.config["task"]}, which does '
+      'not draw and describe pictures; leave it out'
+    )
+  try:
+    results = run_evaluations(loaded, batch=batch, echo=echo)
+  except flax.errors.ScopeParamShapeError as error:
+    if not overrides:
+      raise
+    raise ConfigError(
+      f'{", ".join(overrides)} wants other parameters than {directory} has: {error}'
+    ) from error
+  if samples:
+    results |= mixed_evaluation.measure(loaded, samples, batch=batch, echo=echo, **sampler)
   for name, value in results.items():
     if isinstance(value, list):
       shown = f'{len(value)} values'
@@ -69,6 +106,9 @@ def write(
       shown = 'nothing was counted' if value is None else f'{value:.6g}'
     echo(f'{name:48} {shown}')
   path = pathlib.Path(directory, 'evaluation.json')
-  path.write_text(json.dumps({'step': loaded.step, 'results': results}, indent=1) + '\n')
+  record = {'step': loaded.step, 'settings': [*overrides], 'results': results}
+  if samples:
+    record['sampler'] = {'samples': samples, **sampler}
+  path.write_text(json.dumps(record, indent=1) + '\n')
   echo(f'written to {path}')
   return path

@@ -1,4 +1,5 @@
-"""A trained Transfusion as an object that draws what a text says, and says what an image shows.
+"""A trained Transfusion as an object that draws what a text says, changes an image as one says, and
+says what an image shows.
 
 Axes: B prompts or images, Y X rows and columns, C channels.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ _generate = jax.jit(
     'config', 'sampling', 'sampler', 'num_positions', 'num_images', 'stop_id', 'stop_after_images',
   ),
 )  # fmt: skip
+# Prompts are padded to its multiples, so that few lengths are compiled.
+_PROMPT_BUCKET = 32
 _caption = jax.jit(
   transfusion_sampling.caption,
   static_argnames=('config', 'sampling', 'num_tokens', 'stop_id', 'before'),
@@ -53,6 +56,7 @@ class LoadedTransfusion(LoadedRun):
     prompts: Sequence[str],
     *,
     seed: int = 0,
+    batch: int = 64,
     autoencoder: str | os.PathLike | None = None,
     **sampler: Any,
   ) -> np.ndarray:
@@ -63,31 +67,101 @@ class LoadedTransfusion(LoadedRun):
     Args:
       prompts: captions.
       seed: of the noise.
+      batch: images that are drawn at one time.
       autoencoder: a run directory; None is that of the latents the model was trained on.
       **sampler: of `SamplerConfig` (steps, method, guidance_scale, ...).
 
     Raises:
       ConfigError: texts too long for an image behind them, or settings that cannot be.
     """
-    config, codec = self.task.config, Codec.of(self.config)
+    encode = Codec.of(self.config).encode
+    rows = [encode(p.encode()) for p in prompts]
+    latent = self.latents_after(rows, seed=seed, batch=batch, **sampler)
+    return self.autoencoder(autoencoder).decode(latent, batch=batch)
+
+  def edit(
+    self,
+    image_BYXC: np.ndarray,
+    instructions: Sequence[str],
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    autoencoder: str | os.PathLike | None = None,
+    **sampler: Any,
+  ) -> np.ndarray:
+    """Each image as its instruction wants it, uint8 [B, Y, X, C].
+
+    The model goes on from the clean image and the text, so it must have been trained on such
+    sequences (`parts` of `data.captions`). Guidance is towards the instruction; the image is seen
+    with and without it.
+
+    Args:
+      image_BYXC: uint8 images of the autoencoder's size.
+      instructions: one an image.
+      seed, batch, autoencoder, **sampler: see `draw`.
+
+    Raises:
+      ConfigError: as many texts as images are wanted; else as `draw`.
+    """
+    coder, encode = self.autoencoder(autoencoder), Codec.of(self.config).encode
+    if len(image_BYXC) != len(instructions):
+      raise ConfigError(
+        f'there are {len(image_BYXC)} images and {len(instructions)} instructions, expected one '
+        'for each'
+      )
+    latent = coder.encode(image_BYXC, batch)
+    rows = [[x, *encode(text.encode())] for x, text in zip(latent, instructions)]
+    return coder.decode(self.latents_after(rows, seed=seed, batch=batch, **sampler), batch=batch)
+
+  def latents_after(
+    self,
+    rows: Sequence[Sequence[Any]],
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    echo: Callable[[str], Any] = lambda line: None,
+    **sampler: Any,
+  ) -> np.ndarray:
+    """The latent of an image that comes after each row of text and images, float32 [B, Y, X, C].
+
+    Args:
+      rows: ids and latents in order, see `transfusion_prompts.prompts`, without the first id of a
+        document and the bracket of the image that is wanted.
+      seed, batch, **sampler: see `draw`.
+      echo: is given progress lines.
+
+    Raises:
+      ConfigError: see `draw`.
+    """
+    config, before = self.task.config, Codec.of(self.config).before
     settings = configs.from_mapping(SamplerConfig, sampler, 'sampler')
-    rows = [[*codec.before, *codec.encode(p.encode()), config.boi_id] for p in prompts]
+    rows = [[*before, *row, config.boi_id] for row in rows]
     if not rows:
       raise ConfigError('there is no prompt; an empty one, "", is one')
-    num = max(map(len, rows)) + config.num_patches + 1
-    if num > config.length:
+    behind = config.num_patches + 1
+    longest = max(sum(behind + 1 if np.ndim(item) else 1 for item in row) for row in rows)
+    if longest + behind > config.length:
       raise ConfigError(
-        f'the longest prompt and an image take {num} positions, but model.length is '
+        f'the longest prompt and an image take {longest + behind} positions, but model.length is '
         f'{config.length}; give shorter ones'
       )
-    mixed = _generate(
-      self._layout, self.variables['params'],
-      prompt=transfusion_prompts.prompts(config, rows, num),
-      key_B=example_keys(jax.random.key(seed), np.arange(len(rows), dtype=np.uint32)),
-      config=config, sampling=SamplingConfig(), sampler=settings, num_positions=num,
-      num_images=1, stop_after_images=True,
-    )  # fmt: skip
-    return self.autoencoder(autoencoder).decode(np.asarray(mixed.latent_BIYXC[:, 0]))
+    length = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, config.length - behind)
+    most = max(1, *(sum(np.ndim(item) > 0 for item in row) for row in rows))
+    out = []
+    for index, chunk in _chunks(rows, batch):
+      prompt = transfusion_prompts.prompts(
+        config, chunk, length + behind, length=length, num_images=most
+      )
+      mixed = _generate(
+        self._layout, self.variables['params'], prompt=prompt,
+        key_B=example_keys(jax.random.key(seed), index),
+        config=config, sampling=SamplingConfig(), sampler=settings,
+        num_positions=length + behind, num_images=1, stop_after_images=True,
+      )  # fmt: skip
+      latent_BIYXC, last_B = np.asarray(mixed.latent_BIYXC), np.asarray(mixed.images_B) - 1
+      out.append(latent_BIYXC[np.arange(len(last_B)), last_B])
+      echo(f'drawn: {min(sum(map(len, out)), len(rows)):,}/{len(rows):,} images')
+    return np.concatenate(out)[: len(rows)]
 
   def describe(
     self,
@@ -95,6 +169,7 @@ class LoadedTransfusion(LoadedRun):
     length: int = 64,
     *,
     seed: int = 0,
+    batch: int = 64,
     autoencoder: str | os.PathLike | None = None,
     **sampling: Any,
   ) -> list[str]:
@@ -104,20 +179,49 @@ class LoadedTransfusion(LoadedRun):
       image_BYXC: uint8 images of the autoencoder's size.
       length: tokens of a text at most.
       seed: of what is drawn.
+      batch: images that are described at one time.
       autoencoder: see `draw`.
       **sampling: of `SamplingConfig`, without guidance.
     """
+    latent = self.autoencoder(autoencoder).encode(image_BYXC, batch)
+    return self.texts_after(latent, length, seed=seed, batch=batch, **sampling)
+
+  def texts_after(
+    self,
+    latent_BYXC: np.ndarray,
+    length: int,
+    *,
+    seed: int = 0,
+    batch: int = 64,
+    echo: Callable[[str], Any] = lambda line: None,
+    **sampling: Any,
+  ) -> list[str]:
+    """`describe` of latents; `echo` is given progress lines."""
     config, codec = self.task.config, Codec.of(self.config)
-    settings = configs.from_mapping(SamplingConfig, sampling, 'sampling')
-    latent = self.autoencoder(autoencoder).encode(image_BYXC)
-    ids = _caption(
-      self._layout, self.variables['params'], latent_BYXC=latent,
-      key_B=example_keys(jax.random.key(seed), np.arange(len(latent), dtype=np.uint32)),
-      config=config, sampling=settings, num_tokens=length, stop_id=codec.eos_id,
-      before=codec.before,
-    )  # fmt: skip
-    return [codec.decode(row).decode(errors='replace') for row in np.asarray(ids)]
+    settings, texts = configs.from_mapping(SamplingConfig, sampling, 'sampling'), []
+    for index, chunk in _chunks(list(latent_BYXC), batch):
+      ids = _caption(
+        self._layout, self.variables['params'], latent_BYXC=np.stack(chunk),
+        key_B=example_keys(jax.random.key(seed), index),
+        config=config, sampling=settings, num_tokens=length, stop_id=codec.eos_id,
+        before=codec.before,
+      )  # fmt: skip
+      texts += [codec.decode(row).decode(errors='replace') for row in np.asarray(ids)]
+      echo(f'described: {min(len(texts), len(latent_BYXC)):,}/{len(latent_BYXC):,} images')
+    return texts[: len(latent_BYXC)]
 
   @functools.cached_property
   def _layout(self):
     return _layout(self.variables['params'], self.task.config)
+
+
+def _chunks(rows: list[Any], batch: int) -> Iterator[tuple[np.ndarray, list[Any]]]:
+  """Numbers and rows of chunks of one size, so that it is compiled once; the last row is repeated
+  for what the last chunk lacks.
+  """
+  if batch < 1:
+    raise ConfigError(f'batch is {batch}, expected at least 1')
+  size = min(batch, len(rows))
+  for start in range(0, len(rows), max(size, 1)):
+    chunk = rows[start : start + size]
+    yield np.arange(start, start + size, dtype=np.uint32), chunk + rows[-1:] * (size - len(chunk))

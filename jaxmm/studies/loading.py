@@ -211,7 +211,11 @@ class LoadedImageLm(LoadedRun):
 
 
 def load(
-  directory: str | os.PathLike, *, step: int | None = None, weights: str = 'auto'
+  directory: str | os.PathLike,
+  *,
+  step: int | None = None,
+  weights: str = 'auto',
+  overrides: Sequence[str] = (),
 ) -> LoadedRun:
   """A trained run, ready to use.
 
@@ -219,17 +223,20 @@ def load(
     directory: a run directory (with config.json and checkpoints/).
     step: of the checkpoint; None for the newest that is whole.
     weights: 'params', 'ema', or 'auto': the average where the run kept one.
+    overrides: `model.key=value` and `eval_data.key=value`, for another use of the same parameters.
 
   Returns:
     LoadedTokenizer or LoadedAutoencoder (encode, decode), LoadedImageLm (sample), LoadedLm or
-    LoadedMegabyte (write), LoadedTransfusion or LoadedCodesLm (draw, describe), or LoadedRun for
-    other Tasks.
+    LoadedMegabyte (write), LoadedTransfusion (draw, edit, describe), LoadedCodesLm (draw,
+    describe), or LoadedRun for other Tasks.
 
   Raises:
     ConfigError: the directory is not a run, or holds no checkpoint, or no such weights.
   """
   directory = pathlib.Path(directory)
   config = read_config(directory)
+  if overrides:
+    config = _with_overrides(config, overrides)
   task = run.make_task(config)
   checkpoints = Checkpoints(directory / 'checkpoints')
   if not checkpoints.steps():
@@ -256,6 +263,18 @@ def load(
     transfusion.TransfusionTask: LoadedTransfusion,
   }
   return kinds.get(type(task), LoadedRun)(directory, config, task, step, variables, weights)
+
+
+def _with_overrides(config: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+  others = [o for o in overrides if not o.startswith(('model.', 'eval_data.'))]
+  if others:
+    raise ConfigError(
+      f'{others[0].partition("=")[0]} belongs to training, which is over; expected settings of '
+      'model or eval_data'
+    )
+  import ml_collections
+
+  return configs.plain(run.with_settings(ml_collections.ConfigDict(config), overrides))
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:

@@ -34,16 +34,18 @@ def held_out_images(loaded: loading.LoadedRun, num: int) -> np.ndarray:
 
 
 def image_files(loaded: loading.LoadedRun, files: Sequence[str]) -> np.ndarray:
-  """Picture files as the run's data would make them: same size, channels and crop."""
+  """Picture files as the run's data would make them without randomness: size, channels, crop."""
   data = loaded.config['data']
   size, channels = data.get('image_size', 28), data.get('channels', 3)
+  # Files may have any size, whatever those of the data had.
+  crop = 'resize' if data.get('crop') == 'resize' else 'center'
   views = []
   for file in files:
     try:
       image = transforms.decode_image(pathlib.Path(file).read_bytes(), channels, True, file)
     except transforms.UnreadableRecord as error:
       raise ConfigError(f'{file} is no picture that can be read: {error}') from error
-    views.append(transforms.cropped(image, size, 'center', None, file))
+    views.append(transforms.cropped(image, size, crop, None, file))
   return np.stack(views)
 
 
@@ -61,11 +63,7 @@ def reconstruct(
     raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected a tokenizer')
   originals = image_files(loaded, files) if files else held_out_images(loaded, num)
   rebuilt = loaded.reconstruct(originals)
-  columns = min(len(originals), 8)
-  rows = []
-  for start in range(0, len(originals), columns):
-    rows += [originals[start : start + columns], rebuilt[start : start + columns]]
-  _write_png(tiled(np.concatenate(rows), columns), output)
+  write_pairs(originals, rebuilt, output)
   error = float(np.mean((originals.astype(np.float64) - rebuilt) ** 2))
   psnr = 10 * np.log10(255**2 / max(error, 1e-12))
   return f'{len(originals)} images, PSNR {psnr:.2f} dB: {output}'
@@ -102,19 +100,52 @@ def draw(
   prompts: Sequence[str],
   output: str | os.PathLike,
   *,
+  files: Sequence[str] | None = None,
   array: str | os.PathLike | None = None,
   **settings: Any,
 ) -> str:
   """Writes a PNG grid of an image for each prompt (and their array); returns what it wrote.
 
-  `settings` are those of `LoadedTransfusion.draw`.
+  Args:
+    model: a run of a model of text and images.
+    prompts: what is to be drawn, or done to the pictures.
+    output: the grid.
+    files: pictures that the prompts are to change, one for all or one a prompt, or several for one
+      prompt; None draws from the texts alone.
+    array: uint8 images as `arr_0`.
+    **settings: of `LoadedTransfusion.draw`.
+
+  Raises:
+    ConfigError: other numbers of pictures and prompts, or a file that is no picture.
   """
   _check_wanted(output, len(prompts))
-  images = model.draw(prompts, **settings)
+  if files is None:
+    images = model.draw(prompts, **settings)
+  else:
+    num = max(len(files), len(prompts))
+    if min(len(files), len(prompts)) not in (1, num):
+      raise ConfigError(
+        f'there are {len(files)} pictures (--image) and {len(prompts)} prompts, expected one of '
+        'either or as many'
+      )
+    given = image_files(model.autoencoder(settings.get('autoencoder')), files)
+    repeated = lambda of: list(of) * (num // len(of))
+    images = model.edit(np.stack(repeated(given)), repeated(prompts), **settings)
   _write_png(tiled(images, int(np.ceil(np.sqrt(len(images))))), output)
   if array:
     np.savez(array, arr_0=images)
   return f'{len(images)} images: {output}' + (f', {array}' if array else '')
+
+
+def write_pairs(above: np.ndarray, below: np.ndarray, output: str | os.PathLike) -> None:
+  """Writes a PNG with each image of the one array above that of the other, uint8 [B, Y, X, C]."""
+  columns = min(len(above), 8)
+  # Missing ones of the last row are as grey as the gaps.
+  missing = np.full((-len(above) % columns, *above.shape[1:]), 128, np.uint8)
+  whole = (np.concatenate([images, missing]) for images in (above, below))
+  by_row = (images.reshape(-1, columns, *images.shape[1:]) for images in whole)
+  pairs = np.stack(list(by_row), axis=1)
+  _write_png(tiled(pairs.reshape(-1, *above.shape[1:]), columns), output)
 
 
 def _check_wanted(output: str | os.PathLike, num: int) -> None:

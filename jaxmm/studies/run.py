@@ -17,8 +17,9 @@ import jax
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
+from jaxmm.data.packing import PackedSource
 from jaxmm.data.sources import TokenSource
-from jaxmm.models import image_lm
+from jaxmm.models import image_lm, megabyte
 from jaxmm.sharding import MeshConfig
 from jaxmm.task import Task, TrainState
 from jaxmm.tokenizers import text
@@ -142,6 +143,35 @@ def make_batches(
   )
 
 
+def check_data(task: Task, batches: Mapping[str, pipeline.Batches | None]) -> None:
+  """Refuses data that a Task would read as something else: see `check_tokens`, `check_documents`.
+
+  Args:
+    task: of the run.
+    batches: its data, by section of the config.
+  """
+  if isinstance(task, image_lm.ImageLmTask):
+    check_tokens(task.config, batches)
+  if isinstance(task, megabyte.MegabyteTask):
+    check_documents(task.config, batches)
+
+
+def check_documents(
+  model: megabyte.MegabyteConfig, batches: Mapping[str, pipeline.Batches | None]
+) -> None:
+  """Refuses documents that begin inside a patch where the model keeps them apart patch by patch."""
+  for section, data in batches.items():
+    source = data and data.source
+    if not (model.separate_documents and isinstance(source, PackedSource)):
+      continue
+    if source.align % model.patch:
+      of = f'{section}.{data.config.name}.align'
+      raise ConfigError(
+        f'model.separate_documents keeps documents apart by patches of {model.patch} bytes, but '
+        f'{of} is {source.align}, so that a patch may hold two; set {of}={model.patch}'
+      )
+
+
 def check_tokens(
   model: image_lm.ImageLmConfig, batches: Mapping[str, pipeline.Batches | None]
 ) -> None:
@@ -212,6 +242,5 @@ def train_from_config(
   batches = make_batches(config)
   evaluates = evaluates and bool(config.get('eval_data'))
   eval_batches = make_batches(config, train=False) if evaluates else None
-  if isinstance(task, image_lm.ImageLmTask):
-    check_tokens(task.config, {'data': batches, 'eval_data': eval_batches})
+  check_data(task, {'data': batches, 'eval_data': eval_batches})
   return loop.train(settings, task, batches, workdir, eval_batches=eval_batches, **options)

@@ -21,6 +21,7 @@ from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
 from jaxmm.data.array_store import ArrayStore
+from jaxmm.data.image_files import FileSource
 from jaxmm.studies import loading
 
 VIEWS = ('one', 'flip', 'ten')
@@ -174,6 +175,8 @@ def _meta(loaded, output, data, batches) -> dict[str, Any]:
   else:
     scale = {'scale': loaded.scale.scale, 'shift': loaded.scale.shift}
     kind = {'latent_dim': loaded.latent_dim, 'latent_scale': configs.plain(scale)}
+  if isinstance(batches.source, FileSource):
+    kind |= {'pictures': batches.source.digest()}
   model = json.dumps(loaded.config['model'], sort_keys=True).encode()
   return {
     'tokenizer': str(where),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxmm.config import ConfigError
-from jaxmm.data.captions import CaptionFile, Pair
+from jaxmm.data.captions import CaptionFile, Entry
 
 
 def _file(tmp_path, *records, name='c.jsonl'):
@@ -15,10 +15,10 @@ def _file(tmp_path, *records, name='c.jsonl'):
   return str(path)
 
 
-def _pairs(path, split='all', test_fraction=0.1, **rest):
+def _entries(path, split='all', test_fraction=0.1, **rest):
   records = [r for r in CaptionFile(path, split, test_fraction, **rest).records() if r.is_chosen]
   assert not any(r.error for r in records), records
-  return [pair for r in records for pair in r.pairs]
+  return [entry for r in records for entry in r.entries]
 
 
 def test_a_record_is_a_pair_for_each_caption(tmp_path):
@@ -29,22 +29,66 @@ def test_a_record_is_a_pair_for_each_caption(tmp_path):
     {'image': [], 'caption': 'no picture'},
   )
   both = ('a.jpg', 'b/c.jpg')
-  assert _pairs(path) == [
-    Pair('c.jsonl:1', ('a.jpg',), 'a dog'),
-    Pair('c.jsonl:2#0', both, 'one'),
-    Pair('c.jsonl:2#1', both, 'two'),
-    Pair('c.jsonl:2#2', both, ''),
-    Pair('c.jsonl:3', (), 'no picture'),
+  assert _entries(path) == [
+    Entry('c.jsonl:1', ('a.jpg',), ('a dog',)),
+    Entry('c.jsonl:2#0', both, ('one',)),
+    Entry('c.jsonl:2#1', both, ('two',)),
+    Entry('c.jsonl:2#2', both, ('',)),
+    Entry('c.jsonl:3', (), ('no picture',)),
   ]
-  first = _pairs(path, max_captions=1)
-  assert [pair.caption for pair in first] == ['a dog', 'one', 'no picture']
+  first = _entries(path, max_captions=1)
+  assert [entry.texts[0] for entry in first] == ['a dog', 'one', 'no picture']
+
+
+def test_a_record_may_say_the_order_of_its_parts(tmp_path):
+  path = _file(
+    tmp_path,
+    {'parts': [{'image': 'a.png'}, {'text': 'make it blue'}, {'image': 'b.png'}]},
+    {'image': 'c.png', 'caption': 'a pair', 'parts': None},
+    {'image': 'c.png', 'parts': [{'text': 'one, '}, {'text': 'two'}, {'image': 'a.png'}]},
+    {'parts': [{'image': 'a.png'}, {'image': 'b.png', 'text': None}]},
+    {'parts': [{'text': 'words'}]},
+  )
+  assert _entries(path) == [
+    Entry('c.jsonl:1', ('a.png', 'b.png'), ('', 'make it blue', '')),
+    Entry('c.jsonl:2', ('c.png',), ('a pair',)),
+    Entry('c.jsonl:3', ('a.png',), ('one, two', '')),
+    Entry('c.jsonl:4', ('a.png', 'b.png'), ('', '', '')),
+    Entry('c.jsonl:5', (), ('words',)),
+  ]
+  assert [entry.is_ordered for entry in _entries(path)] == [True, False, True, True, False]
+  train, test = (_entries(path, split, 0.5) for split in ('train', 'test'))
+  with_a = [e for part in (train, test) for e in part if e.pictures[:1] == ('a.png',)]
+  assert len(with_a) == 3 and (set(with_a) <= set(train) or set(with_a) <= set(test))
+  other = _file(tmp_path, {'say': [{'image': 'a'}], 'parts': 3}, name='d.jsonl')
+  assert _entries(other, parts_field='say') == [Entry('d.jsonl:1', ('a',), ('', ''))]
+
+
+def test_parts_that_are_none_say_what(tmp_path):
+  wrong = (
+    'a.png', [], [[]], [{}], [{'text': ''}], [{'image': ''}], [{'image': 'a', 'text': 'b'}],
+    [{'text': 'b'}, {'picture': 'a'}], [{'image': ['a']}],
+  )  # fmt: skip
+  path = _file(tmp_path, *({'parts': parts} for parts in wrong), '{"parts": [{"text": "\\ud83d"}]}')
+  errors = [r.error for r in CaptionFile(path, 'all', 0.1).records()]
+  said = 'in field \'parts\' is {}, expected {{"image": NAME}} or {{"text": TEXT}}'
+  expected = [
+    'part 0 ' + said.format("'a.png'"), 'no part in field', 'part 0 ' + said.format('[]'),
+    'part 0 ' + said.format('{}'), 'no part in field', "part 0 in field 'parts' names no picture",
+    'part 0 ' + said.format("{'image': 'a', 'text': 'b'}"),
+    'part 1 ' + said.format("{'picture': 'a'}"), 'part 0 ' + said.format("{'image': ['a']}"),
+    'the caption is not UTF-8',
+  ]  # fmt: skip
+  assert len(errors) == len(expected)
+  for error, start in zip(errors, expected):
+    assert error.startswith(start)
 
 
 def test_fields_and_ids_have_names(tmp_path):
   path = _file(tmp_path, {'file': 'a.jpg', 'captions': ['x', 'y'], 'key': 7})
   file = CaptionFile(path, 'all', 0.1, image_field='file', caption_field='captions', id_field='key')
   (record,) = file.records()
-  assert record.example.id == '7' and [p.name for p in record.pairs] == [
+  assert record.example.id == '7' and [p.name for p in record.entries] == [
     'c.jsonl:1#0',
     'c.jsonl:1#1',
   ]
@@ -53,7 +97,7 @@ def test_fields_and_ids_have_names(tmp_path):
 def test_all_captions_of_a_picture_are_of_one_split(tmp_path):
   records = [{'image': f'{i % 20}.jpg', 'caption': f'{i}'} for i in range(60)]
   path = _file(tmp_path, *records)
-  train, test = ({p.pictures for p in _pairs(path, split, 0.4)} for split in ('train', 'test'))
+  train, test = ({p.pictures for p in _entries(path, split, 0.4)} for split in ('train', 'test'))
   assert train and test and not train & test and len(train | test) == 20
 
 
@@ -62,12 +106,12 @@ def test_a_field_may_say_the_split(tmp_path):
   records = [{'image': f'{i}', 'caption': s, 'split': s} for i, s in enumerate(splits)]
   path = _file(tmp_path, *records)
   by_field = {'split_field': 'split'}
-  assert [p.caption for p in _pairs(path, 'train', **by_field)] == ['train', 'Training']
-  assert [p.caption for p in _pairs(path, 'test', **by_field)] == ['val', 'test']
-  assert len(_pairs(path, 'all', **by_field)) == 4
+  assert [p.texts[0] for p in _entries(path, 'train', **by_field)] == ['train', 'Training']
+  assert [p.texts[0] for p in _entries(path, 'test', **by_field)] == ['val', 'test']
+  assert len(_entries(path, 'all', **by_field)) == 4
   path = _file(tmp_path, {'image': 'a', 'caption': 'x', 'split': 'restval'})
   with pytest.raises(ConfigError, match=r"c.jsonl:1 has 'restval' in field 'split'"):
-    _pairs(path, 'train', **by_field)
+    _entries(path, 'train', **by_field)
 
 
 def test_records_that_lack_something_say_what(tmp_path):
@@ -98,7 +142,7 @@ def test_records_that_lack_something_say_what(tmp_path):
   assert len(errors) == len(expected)
   for error, start in zip(errors, expected):
     assert error.startswith(start)
-  assert all(not r.pairs for r in CaptionFile(path, 'all', 0.1).records())
+  assert all(not r.entries for r in CaptionFile(path, 'all', 0.1).records())
 
 
 def test_files_that_are_none(tmp_path):

@@ -63,6 +63,21 @@ def test_split_folders_are_splits_and_classes_have_one_number(place):
     image_source(only, 'test')
 
 
+def test_without_labels_all_pictures_count_wherever_they_lie(place):
+  names = ['x.png', 'dog/2.png', 'dog/a/1.png', 'cat/9.png', '10.png']
+  path = _put(place, {name: _png(i) for i, name in enumerate(names)})
+  source = image_source(path, 'all', labels='none')
+  assert [source.id(i) for i in range(5)] == sorted(names)
+  assert [source[i]['label'] for i in range(5)] == [0] * 5 and source.num_classes is None
+  with pytest.raises(ConfigError, match="set data.labels='none'"):
+    image_source(path, 'all')
+  splits = [image_source(path, split, 0.5, labels='none') for split in ('train', 'test')]
+  assert sorted(s.id(i) for s in splits for i in range(len(s))) == sorted(names)
+  other = _put(place.with_name('x' + place.name), {n: _png(9) for n in (*names[:4], '11.png')})
+  digests = {image_source(p, 'all', labels='none').digest() for p in (path, other)}
+  assert len(digests) == 2
+
+
 def test_of_several_held_out_folders_the_labelled_one_counts(place):
   files = {
     f'{split}/{c}/{i}.png': _png(i) for split in ('train', 'Val') for i in (0, 1) for c in 'ab'

@@ -15,7 +15,7 @@ from PIL import Image
 from jaxmm.config import ConfigError, from_mapping
 from jaxmm.data.array_store import ArrayStoreWriter
 from jaxmm.data.bad_records import TooManyBadRecords
-from jaxmm.data.mixed import Layout, MixedConfig, Unit, packed_rows
+from jaxmm.data.mixed import MixedConfig, packed_rows
 from jaxmm.data.pipeline import DataConfig, make_batches
 
 BOI, EOI, BOS, EOS, PAD = 256, 257, 258, 259, 260
@@ -95,48 +95,6 @@ def _segments(batch, b):
   return out
 
 
-unit_lists = st.lists(
-  st.tuples(st.integers(0, 9), st.integers(0, 2), st.booleans()), min_size=1, max_size=4
-)
-
-
-@settings(max_examples=80, deadline=None)
-@given(unit_lists, st.integers(1, 5), st.sampled_from([((), ()), ((98,), ()), ((98,), (99,))]))
-def test_a_row_is_its_units_position_by_position(described, patches, ends):
-  before, after = ends
-  units, expected, is_first = [], [], []
-  number = image = 0
-  for segment, (num_text, num_images, first) in enumerate(described, 1):
-    text = list(range(100, 100 + num_text))
-    pictures = []
-    for _ in range(num_images):
-      image += 1
-      pictures += [(96, 0, 0, segment, 1)]
-      pictures += [(0, image, p, segment, 0) for p in range(patches)]
-      pictures += [(97, 0, 0, segment, 0)]
-    words = [(i, 0, 0, segment, 1) for i in text]
-    part = pictures + words if first else words + pictures
-    if num_images:
-      part = [(i, 0, 0, segment, 1) for i in before] + part + [(i, 0, 0, segment, 1) for i in after]
-    if not part:
-      continue
-    units.append(Unit(np.array(text, np.int32), tuple(range(number, number + num_images))))
-    number += num_images
-    is_first.append(first)
-    if len(units) != segment:  # an empty unit before it
-      part = [(i, m, p, len(units), w) for i, m, p, _, w in part]
-    expected += [(*part[0][:4], 0), *part[1:]]
-  layout = Layout(len(expected) + 3, patches, 96, 97, before, after, 77)
-  row = layout.row(units, is_first)
-  found = list(zip(*(row[f'{k}_L'].tolist() for k in ('ids', 'image', 'patch', 'segment'))))
-  assert found == [e[:4] for e in expected] + [(77, 0, 0, 0)] * 3
-  assert row['weight_L'].tolist() == [e[4] for e in expected] + [0] * 3
-  lengths = [layout.unit_length(len(u.ids), len(u.pictures)) for u in units]
-  assert sum(lengths) == len(expected)
-  other = layout.row(units, [not f for f in is_first])
-  assert (other['segment_L'] == row['segment_L']).all()
-
-
 @settings(max_examples=40, deadline=None)
 @given(
   st.lists(st.tuples(st.integers(1, 20), st.integers(0, 3)), max_size=60),
@@ -179,6 +137,37 @@ def test_every_pair_once_with_its_own_pictures(data):
       assert not batch['pixels_BIYXC'][b, len(numbers) :].any()
   expected = [(CAPTIONS[i], (i,) if i % 5 else (i, (i + 1) % 30)) for i in range(30)]
   assert sorted(seen) == sorted(expected)
+
+
+def test_parts_come_in_the_order_that_their_record_says(data):
+  _write(
+    data,
+    [
+      {'parts': [{'image': '03.png'}, {'text': 'be blue'}, {'image': '07.png'}]},
+      {'parts': [{'text': 'a'}, {'image': '04.png'}, {'text': 'b' * 99}, {'image': '05.png'}]},
+      {'image': '06.png', 'caption': 'pair'},
+    ],
+  )
+  for p in (0.0, 1.0):
+    batches = _batches(data, batch_size=1, train=False, mixed={'caption_first': p, 'length': 30})
+    rows = {}
+    for batch in batches.once():
+      row, said = batch['ids_BL'][0], []
+      for at in np.flatnonzero(batch['segment_BL'][0]):
+        if batch['image_BL'][0, at] == 0:
+          said.append(int(row[at]))
+        elif batch['patch_BL'][0, at] == 0:
+          said.append(f'{batch["pixels_BIYXC"][0, batch["image_BL"][0, at] - 1, 0, 0, 0]}')
+      first = batch['is_image_first_BI'][0][batch['image_valid_BI'][0] > 0].tolist()
+      rows[tuple(said)] = first
+    pair = [BOS, *b'pair', BOI, '6', EOI, EOS] if p else [BOS, BOI, '6', EOI, *b'pair', EOS]
+    assert rows == {
+      # The source of an edit is there to be seen, so it has the noise limit.
+      (BOS, BOI, '3', EOI, *b'be blue', BOI, '7', EOI, EOS): [True, False],
+      (BOS, *b'a', BOI, '4', EOI, *b'b' * 15, BOI, '5', EOI, EOS): [False, False],
+      tuple(pair): [not p],
+    }
+  assert batches.source.num_cut_captions == 1
 
 
 def test_what_counts_as_a_target_of_text(data):

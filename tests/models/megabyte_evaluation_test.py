@@ -81,6 +81,10 @@ def test_the_task_offers_it():
   task = megabyte.make_task({**BASE, **VARIANTS['all'], 'strided': True})
   assert set(task.evaluations()) == {'likelihood', 'strided'}
   assert set(megabyte.make_task(BASE).evaluations()) == {'likelihood'}
+  both = {**BASE, 'strided': True, 'sliding': 8}
+  assert set(megabyte.make_task(both).evaluations()) == {
+    'likelihood', 'strided', 'sliding', 'sliding_strided',
+  }  # fmt: skip
   ids = IDS[:, :L]
   segment, valid = np.ones_like(ids), np.ones(2, np.float32)
   segment[1, 20:] = 0

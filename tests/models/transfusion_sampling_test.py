@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from jaxmm.config import ConfigError
-from jaxmm.core import decoding, diffusion
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.core.diffusion import SamplerConfig
 from jaxmm.models import transfusion
 from jaxmm.models import transfusion_sampling as sampling
-from jaxmm.models.transfusion import Transfusion, config_of
+from jaxmm.models.transfusion import config_of
 from jaxmm.models.transfusion_prompts import Mixed, pieces, prompts
 from tests.models.transfusion_test import TINY, random_params
+from tests.models.transfusion_uncached import Uncached
 
 S, P, BOI, EOI, NULL, STOP = 32, 4, 8, 9, 10, 7
 CONFIG = config_of({**TINY, 'length': 40})
@@ -49,101 +49,6 @@ def generated(config, params, rows, keys, text=DRAWN, sampler=ANCESTRAL, pad=0, 
     prompt = prompts(config, rows, options['num_positions'], length=length, num_images=3)
   keys = jnp.stack([jax.random.key(k) for k in keys])
   return _generate(layout, params, config, prompt, keys, sampling=text, sampler=sampler, **options)
-
-
-class Uncached:
-  """One row, position by position, by what training computes alone."""
-
-  def __init__(self, config, params, key, most, num_positions=S):
-    self.config, self.params, self.key = config, params, key
-    self.ids, self.image, self.patch = np.zeros((3, num_positions), np.int32)
-    self.latents, self.most, self.length = [], most, 0
-    self.run = jax.jit(
-      lambda *a: Transfusion(config).apply({'params': params}, *(x[None] for x in a))
-    )
-
-  def append(self, token, image=0, patch=0):
-    for row, value in zip((self.ids, self.image, self.patch), (token, image, patch)):
-      row[self.length] = value
-    self.length += 1
-
-  def through(self, latents, times, ids=None):
-    """Logits of the last position, and what is predicted of the last image."""
-    filled = np.zeros((self.most, *self.config.latent_shape), np.float32)
-    filled[: len(latents)] = latents
-    segment = (np.arange(len(self.ids)) < self.length).astype(np.int32)
-    time = np.zeros(self.most, np.int32)
-    time[: len(times)] = times
-    ids = self.ids if ids is None else ids
-    hidden, out = self.run(ids, self.image, self.patch, segment, filled, time)
-    logits = hidden[0, self.length - 1] @ self.params['head']['table'].T
-    return logits, out[0, len(latents) - 1]
-
-  def given(self, row):
-    for item in row:
-      if np.ndim(item):
-        self.append(BOI)
-        self.put(item)
-      else:
-        self.append(item)
-
-  def put(self, latent):
-    self.latents.append(latent)
-    for p in range(P):
-      if self.image[self.length] == 0:
-        self.image[self.length] = len(self.latents)
-        self.patch[self.length] = p
-      self.length += 1
-    self.append(EOI)
-
-  def text(self, config):
-    clean = self.config.clean_timestep
-    logits, _ = self.through(self.latents or [np.zeros(self.config.latent_shape)],
-                             [clean] * max(1, len(self.latents)))  # fmt: skip
-    fits = self.length + 1 + P + 1 <= len(self.ids) and len(self.latents) < self.most
-    for never in (EOI, NULL, *([] if fits else [BOI])):
-      logits = logits.at[never].set(-jnp.inf)
-    key = jax.random.fold_in(self.key, self.length)
-    self.append(int(decoding.next_ids(logits[None], 0, key[None], config)[0]))
-
-  def picture(self, sampler):
-    """Denoises with the noisy image in its place, its positions filled for the while."""
-    first, number = self.length, len(self.latents) + 1
-    key = jax.random.fold_in(self.key, first)
-    normal = lambda i: jax.random.normal(jax.random.fold_in(key, i), self.config.latent_shape)
-    x, clean = normal(0), [self.config.clean_timestep] * len(self.latents)
-    for p in range(P):
-      self.append(0, number, p)
-    # The caption: from the last bracket, or the beginning, to this image's bracket.
-    free = self.ids.copy()
-    for i in reversed(range(first - 1)):
-      if free[i] == EOI:
-        break
-      free[i] = NULL
-    times, plan = sampler.plan(self.config.num_timesteps)
-    for i, t in enumerate(times):
-      out = self.through([*self.latents, x], [*clean, t])[1]
-      if sampler.is_guided:
-        without = self.through([*self.latents, x], [*clean, t], free)[1]
-        out = diffusion.guided(out, without, sampler.guidance_scale)
-      update = jax.tree.map(lambda a, i=i: a[i], plan)
-      fresh = normal(i + 1) if sampler.is_random else None
-      x = diffusion.updated(x, out, update, fresh, sampler.clip_x0)
-    self.length = first
-    self.put(np.asarray(x))
-
-  def all(self, row, text, sampler, stop_id=STOP):
-    self.given(row)
-    while True:
-      if self.ids[self.length - 1] == BOI:
-        if self.length + P + 1 > len(self.ids) or len(self.latents) >= self.most:
-          return self
-        self.picture(sampler)
-      if self.length == len(self.ids):
-        return self
-      self.text(text)
-      if self.ids[self.length - 1] == stop_id:
-        return self
 
 
 def check_latents(ours, theirs, sampler):
@@ -189,8 +94,8 @@ def test_rows_are_those_of_an_uncached_loop(name):
   checked = range(5) if name == 'paper' else (1, 3)
   for b in checked:
     given = sum(np.ndim(item) > 0 for item in PROMPTS[b])
-    row = Uncached(config, params, jax.random.key(keys[b]), given + 2)
-    row.all(PROMPTS[b], DRAWN, SAMPLERS[name])
+    row = Uncached(config, params, jax.random.key(keys[b]), given + 2, S)
+    row.all(PROMPTS[b], DRAWN, SAMPLERS[name], STOP)
     drawn += len(row.latents) - given
     check_row(mixed, b, row, SAMPLERS[name])
   assert drawn >= len(checked) // 2
@@ -303,7 +208,7 @@ def test_greedy_text_is_the_likeliest_that_is_allowed(params):
   rows = [[3, 1, PICTURES[0]], [4]]
   mixed = generated(CONFIG, params, rows, [0, 1], text=GREEDY, num_images=0, stop_id=None)
   for b, row in enumerate(rows):
-    expected = Uncached(CONFIG, params, jax.random.key(9), 1)
+    expected = Uncached(CONFIG, params, jax.random.key(9), 1, S)
     expected.given(row)
     while expected.length < S:
       nothing = [np.zeros(CONFIG.latent_shape)]

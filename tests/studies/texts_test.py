@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,6 +10,8 @@ import jaxmm
 from jaxmm import cli
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
+from jaxmm.models.megabyte_evaluation import strided_nll
+from jaxmm.models.megabyte_network import byte_nll
 from jaxmm.studies import run as runs
 from jaxmm.studies import texts
 
@@ -22,7 +25,7 @@ def trained(tmp_path_factory):
   """{name: directory} of tiny runs on a little text."""
   at = tmp_path_factory.mktemp('runs')
   rng = np.random.default_rng(0)
-  (at / 'text.txt').write_text(' '.join(rng.choice(['ein', 'zwei', 'drei'], 3000)))
+  (at / 'text.txt').write_text('\n'.join(rng.choice(['ein', 'zwei', 'drei'], 3000)))
   out = {}
   for name, file, settings in (
     ('lm', 'lm/mini.py', LM),
@@ -84,3 +87,83 @@ def test_options_of_images_and_of_text_do_not_mix(trained, capsys):
   assert '--labels is of models of classes' in capsys.readouterr().err
   assert cli.main(words) == 2
   assert '--output' in capsys.readouterr().err
+
+
+def test_megabyte_is_evaluated_in_windows_and_strides(trained):
+  run = trained['megabyte']
+  words = ['evaluate', '--run', str(run), '--batch', '8', '--config.eval_data.text.length=256']
+  more = ['--config.model.strided=True', '--config.model.sliding=32']
+  assert cli.main([*words, *more]) == 0
+  record = json.loads((run / 'evaluation.json').read_text())
+  assert record['settings'] == [w.removeprefix('--config.') for w in (words[-1], *more)]
+  found = {
+    name.partition('/')[0]: value
+    for name, value in record['results'].items()
+    if name.endswith('/bits_per_byte')
+  }
+  assert set(found) == {'likelihood', 'strided', 'sliding', 'sliding_strided'}
+  model = jaxmm.load(run)
+  text = (run.parent / 'text.txt').read_bytes()
+  held_out = np.frombuffer(text[text.find(b'\n', int(len(text) * 0.9)) + 1 :], np.uint8)
+  config, params = model.task.config, model.variables['params']
+  assert config.length == 64 and len(held_out) > 1000
+  for name, stride, score in (
+    ('likelihood', 64, byte_nll), ('sliding', 32, byte_nll),
+    ('strided', 64, strided_nll), ('sliding_strided', 32, strided_nll),
+  ):  # fmt: skip
+    nats, score = 0.0, jax.jit(score, static_argnums=1)
+    for row in (held_out[at : at + 256] for at in range(0, len(held_out), 256)):
+      for begin in range(0, max(len(row) - 64 + stride, 1), stride):
+        ids = np.full((1, 64), config.pad_id)
+        window = row[begin : begin + 64]
+        ids[0, : len(window)] = window
+        new = np.arange(64) >= (64 - stride if begin else 0)
+        nats += np.asarray(score(params, config, ids))[0, : len(window)][new[: len(window)]].sum()
+    assert found[name] == pytest.approx(nats / np.log(2) / len(held_out), rel=1e-5)
+
+
+def test_windows_that_cannot_be_are_named(trained, capsys):
+  words = ['evaluate', '--run', str(trained['megabyte']), '--batch', '8']
+  for settings, message in (
+    (['model.sliding=32'], 'rows of eval_data have 64 bytes and a window 64'),
+    (['model.sliding=30'], 'model.sliding is 30, expected a multiple of model.patch 4'),
+    (['model.sliding=128'], 'model.sliding is 128, expected a multiple'),
+    (['model.global_width=32'], 'model.global_width=32 wants other parameters'),
+    (['steps=3'], 'steps belongs to training'),
+  ):
+    assert cli.main([*words, *(f'--config.{s}' for s in settings)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_documents_kept_apart_begin_at_patches(tmp_path):
+  for i in range(4):
+    (tmp_path / f'{i}.txt').write_text('some words ' * (7 + i))
+  settings = (*SETTINGS, *MEGABYTE, f'data.path={tmp_path}', 'model.separate_documents=True')
+  made = lambda *more: configs.plain(
+    runs.with_settings(configs.load_config('megabyte/mini.py'), [*settings, *more])
+  )
+  found = made('data.split=all')
+  task, batches = runs.make_task(found), runs.make_batches(found)
+  runs.check_data(task, {'data': batches})
+  begins = 0
+  for step in range(4):
+    segment = batches.at(step)['segment_BL']
+    first = (np.diff(segment, axis=1, prepend=0) != 0) & (segment > 0)
+    assert not (np.flatnonzero(first) % task.config.patch).any()
+    begins += first[:, 1:].sum()
+  assert begins  # of documents inside rows
+  for of, more in (('text', ()), ('bytes', ('data.name=bytes', 'data.bytes.length=64'))):
+    config = made(*more, f'data.{of}.align=2', 'data.split=all')
+    with pytest.raises(ConfigError, match=f'data.{of}.align is 2, .* set data.{of}.align=4'):
+      runs.train_from_config(config, tmp_path / 'run', evaluates=False)
+  config = made('data.text.align=2', 'data.split=all', 'model.separate_documents=False')
+  runs.check_data(runs.make_task(config), {'data': runs.make_batches(config)})
+
+
+@pytest.mark.parametrize('size', ['text-758M-262M', 'audio-350M-125M'])
+def test_documents_of_the_papers_runs_begin_at_patches(size):
+  config = configs.plain(configs.load_config(f'megabyte/paper.py:{size}'))
+  task = runs.make_task(config)
+  for section in ('data', 'eval_data'):
+    of = config[section][config[section]['name']]
+    assert of['align'] == task.config.patch
