@@ -1,11 +1,12 @@
-"""The real Tasks in miniature: a tokenizer with every term of its loss, and an image LM."""
+"""The real Tasks in miniature: a tokenizer with every term of its loss, a VAE, and an image LM."""
 
 import atexit
-import functools
+import contextlib
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jaxmm.data.array_store import ArrayStoreWriter
 from jaxmm.data.pipeline import DataConfig, make_batches
 from jaxmm.data.sources import ArraySource, UnreadableRecord
 from jaxmm.models import image_lm
-from jaxmm.tokenizers import discriminator, quantizer, vqgan_task
+from jaxmm.tokenizers import discriminator, quantizer, vae_task, vqgan_task
 
 SIDE, CODES, GRID, CLASSES = 8, 24, 4, 3
 BATCH = 16
@@ -32,6 +33,9 @@ NETWORK = dict(
 )
 REGULARIZER = dict(weight=4.0, ramp_steps=5, width=16, heads=4, hidden=16)
 ADVERSARIAL = dict(start=2, discriminator=dict(channels=8, layers=1, norm='group'))
+RUN = dict(
+  steps=20, batch=BATCH, checkpoint=dict(every=4), log=dict(every=3), evaluate=dict(every=10)
+)
 ADAMW = dict(name='adamw', learning_rate=1e-3, b1=0.9, b2=0.95, clip=1.0)
 
 
@@ -73,23 +77,33 @@ def image_batches(rows: int, seed: int, train: bool):
 
 
 # One directory for a test process and those that it starts: the log names files.
-_TOKENS = 'JAXMM_TEST_TOKENS'
-if _TOKENS not in os.environ:
-  os.environ[_TOKENS] = tempfile.mkdtemp(prefix='jaxmm-tokens-')
-  atexit.register(shutil.rmtree, os.environ[_TOKENS], ignore_errors=True)
+_FILES = 'JAXMM_TEST_FILES'
+if _FILES not in os.environ:
+  os.environ[_FILES] = tempfile.mkdtemp(prefix='jaxmm-cases-')
+  atexit.register(shutil.rmtree, os.environ[_FILES], ignore_errors=True)
 
 
-@functools.cache
-def token_store() -> pathlib.Path:
+def directory(name: str, write: Callable[[pathlib.Path], None]) -> pathlib.Path:
+  """The directory of that name, made by `write` where it is not there yet; several processes may
+  ask for it at once."""
+  path = pathlib.Path(os.environ[_FILES], name)
+  if not path.is_dir():
+    made = path.with_name(f'{name}.{os.getpid()}')
+    made.mkdir()
+    write(made)
+    with contextlib.suppress(OSError):  # another process was faster
+      made.rename(path)
+  return path
+
+
+def _write_stores(directory: pathlib.Path) -> None:
   """Stores of both splits with two views a row, of codes that have something to learn: a class's
   own walk over the codebook."""
-  directory = pathlib.Path(os.environ[_TOKENS])
   for split, rows in (('train', 53), ('test', 21)):
     rng = np.random.default_rng(rows)
     label_N = rng.integers(0, CLASSES, rows)
     walk_NVL = np.cumsum(rng.integers(0, 3, (rows, 2, GRID**2)), axis=-1)
     write_tokens(directory / split, (walk_NVL + 8 * label_N[:, None, None]) % CODES, label_N, split)
-  return directory
 
 
 def write_tokens(directory, codes, label_N, split: str = 'train', **meta: Any) -> None:
@@ -106,7 +120,7 @@ def token_batches(split: str):
 
   def make(index: int, count: int):
     config = DataConfig(
-      name='tokens', path=str(token_store()), split=split, num_classes=CLASSES,
+      name='tokens', path=str(directory('tokens', _write_stores)), split=split, num_classes=CLASSES,
       max_bad_fraction=0.2, threads=0,
     )  # fmt: skip
     return make_batches(
@@ -130,9 +144,6 @@ def tokenizer_model(**quantizer: Any) -> dict[str, Any]:
 
 def case(name: str) -> dict[str, Any]:
   """What `tests.train_cases.TrainCase` needs of the case `name`."""
-  run = dict(
-    steps=20, batch=BATCH, checkpoint=dict(every=4), log=dict(every=3), evaluate=dict(every=10)
-  )
   if name == 'image_lm':
     model = dict(
       depth=2, width=32, num_heads=4, hidden=32, num_codes=CODES, num_classes=CLASSES, grid=GRID
@@ -143,24 +154,32 @@ def case(name: str) -> dict[str, Any]:
       make_batches=token_batches('train'),
       make_eval=token_batches('test'),
       config=dict(
-        run,
+        RUN,
         task='jaxmm.models.image_lm',
         model=model,
         optimizer=dict(model=dict(ADAMW, weight_decay=0.05, schedule='cosine', warmup=3)),
         ema=0.9,
       ),
     )
-  model = tokenizer_model(**QUANTIZERS[name])
+  if name == 'vae':
+    module, labels = vae_task, ('generator', 'discriminator')
+    network = dict(NETWORK, latent_dim=3)
+    model = dict(
+      image_size=SIDE, perceptual=dict(name='none'), vae=network, adversarial=ADVERSARIAL
+    )
+  else:
+    module, labels = vqgan_task, ('generator', 'discriminator', 'regularizer')
+    model = tokenizer_model(**QUANTIZERS[name])
   return dict(
     name=name,
-    make_task=lambda: vqgan_task.make_task(model),
+    make_task=lambda: module.make_task(model),
     make_batches=image_batches(53, seed=PICTURES, train=True),
     make_eval=image_batches(21, seed=2, train=False),
     config=dict(
-      run,
-      task='jaxmm.tokenizers.vqgan_task',
+      RUN,
+      task=module.__name__,
       model=model,
-      optimizer=dict(generator=ADAMW, discriminator=ADAMW, regularizer=ADAMW),
+      optimizer=dict.fromkeys(labels, ADAMW),
       ema=0.9,
     ),
   )

@@ -18,7 +18,7 @@ from jaxmm.train import optimizer as optimizers
 from jaxmm.train import state as states
 from jaxmm.train import step as steps
 from jaxmm.train.run_config import RunConfig
-from tests import real_cases
+from tests import file_cases, real_cases
 from tests.references import toy_task
 
 # The machines that a run must not depend on: rules, mesh sizes, microbatches.
@@ -70,8 +70,12 @@ TOY = TrainCase(
 )
 
 REAL = tuple(
-  TrainCase(**real_cases.case(name), is_slow=True)
-  for name in ('tokenizer_ema', 'tokenizer_gradient', 'image_lm')
+  TrainCase(**cases.case(name), is_slow=True)
+  for cases, names in (
+    (real_cases, ('tokenizer_ema', 'tokenizer_gradient', 'vae', 'image_lm')),
+    (file_cases, ('megabyte', 'transfusion')),
+  )
+  for name in names
 )
 CASES = {case.name: case for case in (TOY, *REAL)}
 

@@ -100,7 +100,10 @@ class CaptionFile:
     check_split(split)
     file = pathlib.Path(path)
     if not file.is_file():
-      raise ConfigError(f'data.mixed.captions is {path!r}, but there is no such file')
+      raise ConfigError(
+        f'data.mixed.captions is {path!r}, but there is no such file; name the one whose records '
+        'name pictures and their captions'
+      )
     self.described = f'data.mixed.captions {path!r}, split {split!r}'
     self._shard = Shard(path, file.name, corpus.format_of(file.name))
     if self._shard.format not in ('jsonl', 'parquet', 'array_record'):

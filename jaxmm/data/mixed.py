@@ -412,6 +412,7 @@ def _add_texts(units: Units, config: DataConfig, layout: Layout, encode: Encode)
     text.field,
     suffixes=text.suffixes,
     exclude=text.exclude,
+    setting='data.mixed.text_path',
   )
   documents, _ = text_files.encoded_documents(files, text, encode, config.max_bad_fraction)
   for d in range(len(documents)):

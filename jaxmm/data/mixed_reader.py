@@ -5,6 +5,7 @@ Axes: B batch, L positions, I pictures of a row, Y X rows and columns, C channel
 
 from __future__ import annotations
 
+import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,6 +125,8 @@ class _Stored:
     train: bool,
   ):
     where = f'data.mixed.{field} {path!r}'
+    if not pathlib.Path(path, 'manifest.json').is_file():
+      raise ConfigError(f'{where} is no store of {field}; `jaxmm tokenize` writes one')
     self._store, self._train, self._view = ArrayStore(path), train, config.eval_view
     self._field, self.meta = field, self._store.meta
     if field not in self._store.fields:

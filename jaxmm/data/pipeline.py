@@ -342,6 +342,11 @@ class Batches:
     """What is read, without the choice of records."""
     return sources.innermost(self._reader.source)
 
+  @property
+  def fields(self) -> tuple[str, ...]:
+    """What a batch has beside `index_B`, `record_B` and `valid_B`."""
+    return tuple(self._reader.fields)
+
   def at(self, step: int) -> Batch:
     """This process's rows of global batch `step`, read now."""
     return self._steps[self._checked(step)]

@@ -103,6 +103,7 @@ class TextFiles:
     id_field: of a record that holds its id; '' for file and row.
     suffixes: of the files; () for those that are text by their names.
     exclude: patterns of files and folders that are passed over.
+    setting: that names the path, for messages.
 
   Raises:
     ConfigError: nothing there, or no text.
@@ -117,9 +118,10 @@ class TextFiles:
     id_field: str = '',
     suffixes: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    setting: str = 'data.path',
   ):
     check_split(split)
-    self.described = f'data.path {path!r}, split {split!r}'
+    self.described = f'{setting} {path!r}, split {split!r}'
     self._split, self._test_fraction = split, test_fraction
     self._places = CorpusConfig((path,), text_field=field)
     self._named = dataclasses.replace(self._places, id_field=id_field)
@@ -128,7 +130,7 @@ class TextFiles:
     kinds = ', '.join(suffixes) or _KINDS
     if root.is_file():
       if not _is_text(root.name, suffixes):
-        raise ConfigError(f'data.path {path!r} is no text ({kinds})')
+        raise ConfigError(f'{setting} {path!r} is no text ({kinds})')
       self._shards, self._others = [_shard(root, root.name)], []
       self._by_hash = split != 'all' and not self._is_plain
     elif root.is_dir():
@@ -136,14 +138,14 @@ class TextFiles:
       files = [f for f in files if _is_text(f, suffixes) and not corpus.is_hidden(f)]
       files = [f for f in files if not corpus.is_excluded(f, exclude)]
       if not files:
-        raise ConfigError(f'data.path {path!r} holds no text ({kinds})')
+        raise ConfigError(f'{setting} {path!r} holds no text ({kinds})')
       of_split = split_files(files, split, path)
       self._by_hash = of_split is None and split != 'all'
       chosen = files if of_split is None else of_split
       self._shards = [_shard(root / f, f) for f in chosen]
       self._others = [_shard(root / f, f) for f in sorted(set(files) - set(chosen))]
     else:
-      raise ConfigError(f'data.path {path!r} does not exist')
+      raise ConfigError(f'{setting} {path!r} does not exist')
 
   def documents(self) -> Iterator[Document]:
     """Those of the split, in order, and among them those of the same files that are not."""

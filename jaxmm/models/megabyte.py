@@ -114,9 +114,12 @@ class MegabyteTask(tasks.Task):
     num, expected = batch['ids_BL'].shape[1], self.row_length or self.config.length
     if num != expected:
       field = 'row_length' if num <= self.config.length else 'length'
+      mend = f'set model.{field}={num}'
+      if num % self.config.patch:
+        mend = f'change the data: rows must be a multiple of model.patch {self.config.patch}'
       raise ConfigError(
-        f'the data has rows of {num} bytes (data.text.length), but the model is told {expected}; '
-        f'set model.{field}={num}'
+        f'the data has rows of {num} bytes (data.text.length, data.bytes.length, or a whole '
+        f'picture), but the model is told {expected}; {mend}'
       )
     # Two patches make all parameters that there are.
     few = min(num, 2 * self.config.patch)

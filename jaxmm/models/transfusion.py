@@ -141,7 +141,10 @@ def check_rows(config: TransfusionConfig, ids_shape, latent_shape) -> None:
     ConfigError: rows that are too long, no place for images, or latents of another shape.
   """
   if ids_shape[1] > config.length:
-    raise ConfigError(f'rows have {ids_shape[1]} positions, but model.length is {config.length}')
+    raise ConfigError(
+      f'rows have {ids_shape[1]} positions (data.mixed.length), but model.length is '
+      f'{config.length}; make them agree'
+    )
   if tuple(latent_shape[2:]) != config.latent_shape or len(latent_shape) != 5:
     raise ConfigError(
       f'latents are {list(latent_shape[2:])}, but the model expects {list(config.latent_shape)} '

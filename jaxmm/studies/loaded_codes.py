@@ -23,7 +23,7 @@ from jaxmm.data.array_store import ArrayStore
 from jaxmm.data.mixed import MixedConfig
 from jaxmm.models import lm
 from jaxmm.studies.loaded import LoadedRun
-from jaxmm.studies.loaded_text import Codec, LoadedLm, lm_generate
+from jaxmm.studies.loaded_text import Codec, LoadedLm, lm_generate, prompt_bytes
 from jaxmm.task import example_keys
 
 
@@ -63,9 +63,7 @@ class LoadedCodesLm(LoadedLm):
       ConfigError: texts too long for an image behind them, or settings that cannot be.
     """
     mixed, codec, decoder = self.mixed, Codec.of(self.config), self.tokenizer(tokenizer)
-    rows = [[*codec.before, *codec.encode(p.encode()), mixed.boi_id] for p in prompts]
-    if not rows:
-      raise ConfigError('there is no prompt; an empty one, "", is one')
+    rows = [[*codec.before, *codec.encode(p), mixed.boi_id] for p in prompt_bytes(prompts)]
     allowed = (mixed.first_code, mixed.first_code + decoder.num_codes)
     ids_BP = self._new_ids(rows, mixed.patches, seed, batch, sampling | {'allowed': allowed})
     return decoder.decode(ids_BP - mixed.first_code)
@@ -131,8 +129,15 @@ def maker_of(
   """
   from jaxmm.studies import loading  # which imports this file
 
+  wanted = {'latents': loading.LoadedAutoencoder, 'codes': loading.LoadedTokenizer}[field]
   if directory:
-    return loading.load(directory)
+    found = loading.load(directory)
+    if not isinstance(found, wanted):
+      raise ConfigError(
+        f'{directory} is a run of {found.config["task"]}, which makes no {field}; name the run '
+        f'that made those that {loaded.directory} was trained on'
+      )
+    return found
   store = loaded.config['data'].get('mixed', {}).get(field)
   if not store:
     raise ConfigError(
@@ -140,6 +145,11 @@ def maker_of(
       '(autoencoder=DIR or tokenizer=DIR, --tokenizer DIR)'
     )
   meta = ArrayStore(store).meta
+  if 'tokenizer' not in meta:
+    raise ConfigError(
+      f'{store} does not say what made its {field}; name the run (autoencoder=DIR or '
+      'tokenizer=DIR, --tokenizer DIR)'
+    )
   near = pathlib.Path(store, meta['tokenizer_relative'])
   found = near if (near / 'config.json').is_file() else pathlib.Path(meta['tokenizer'])
   return loading.load(found, step=meta['tokenizer_step'])

@@ -29,8 +29,28 @@ _megabyte_layout = jax.jit(megabyte_generation.decode_params, static_argnums=1)
 lm_generate = jax.jit(lm.generate, static_argnames=('config', 'sampling', 'num_tokens', 'stop_id'))
 
 
+def prompt_bytes(prompts: Sequence[bytes | str]) -> list[bytes]:
+  """The bytes of each prompt; what a terminal could not read as UTF-8 is what was typed.
+
+  Raises:
+    ConfigError: no prompts, one that is not in a list, or half a character.
+  """
+  if isinstance(prompts, str | bytes):
+    raise ConfigError(f'prompts is {prompts!r}, expected a list of texts: [{prompts!r}]')
+  encoded = lambda text: text.encode('utf-8', 'surrogateescape')
+  try:
+    given = [encoded(p) if isinstance(p, str) else bytes(p) for p in prompts]
+  except UnicodeEncodeError as error:
+    raise ConfigError(f'a prompt has half a character, which is no UTF-8: {error}') from error
+  if not given:
+    raise ConfigError('there is no prompt; an empty one, "", is one')
+  return given
+
+
 class LoadedText(LoadedRun):
-  """A trained model that goes on writing."""
+  """A trained model that goes on writing; `unit` is what it writes."""
+
+  unit = 'byte'
 
   def stream(
     self, prompts: Sequence[bytes | str], length: int, *, seed: int = 0, **sampling: Any
@@ -49,13 +69,23 @@ class LoadedText(LoadedRun):
       ConfigError: prompts or a length that the model's context does not hold, or such settings.
     """
     settings = configs.from_mapping(SamplingConfig, sampling, 'sampling')
-    given = [p.encode() if isinstance(p, str) else bytes(p) for p in prompts]
-    if not given:
-      raise ConfigError('there is no prompt; an empty one, "", is one')
-    if length < 1:
-      raise ConfigError(f'length is {length}, expected at least 1')
-    key_B = example_keys(jax.random.key(seed), np.arange(len(given), dtype=np.uint32))
-    yield from self._stream(given, length, key_B, settings)
+    rows = self._rows(prompt_bytes(prompts))
+    if settings.is_guided:
+      raise ConfigError(
+        f'guidance_scale is {settings.guidance_scale}, but a text has no condition; use 1'
+      )
+    self._check_room(max(map(len, rows)), length)
+    key_B = example_keys(jax.random.key(seed), np.arange(len(rows), dtype=np.uint32))
+    return self._stream(rows, length, key_B, settings)
+
+  def _check_room(self, longest: int, length: int) -> None:
+    context = self.task.config.length
+    if not 1 <= length <= context - longest:
+      room = f'expected 1 to {context - longest}' if longest < context else 'there is room for none'
+      raise ConfigError(
+        f'length is {length}, and the longest prompt takes {longest} of the {context} '
+        f'{self.unit}s of model.length: {room}; write less, or give a shorter prompt'
+      )
 
   def write(
     self, prompts: Sequence[bytes | str], length: int, *, seed: int = 0, **sampling: Any
@@ -64,7 +94,11 @@ class LoadedText(LoadedRun):
     pieces = list(self.stream(prompts, length, seed=seed, **sampling))
     return [b''.join(piece[i] for piece in pieces) for i in range(len(prompts))]
 
-  def _stream(self, given, length, key_B, sampling) -> Iterator[list[bytes]]:
+  def _rows(self, given: Sequence[bytes]) -> list[Sequence[int]]:
+    """The ids of each prompt; bytes are ids."""
+    return given
+
+  def _stream(self, rows, length, key_B, sampling) -> Iterator[list[bytes]]:
     raise NotImplementedError
 
 
@@ -75,32 +109,46 @@ class LoadedMegabyte(LoadedText):
   def _layout(self):
     return _megabyte_layout(self.variables['params'], self.task.config)
 
-  def _stream(self, given, length, key_B, sampling):
-    config = self.task.config
-    if config.vocab_size > 256:
-      raise ConfigError(f'model.vocab_size is {config.vocab_size}; only bytes can be written')
+  def _rows(self, given):
+    num = self.task.config.vocab_size
+    if num > 256:
+      raise ConfigError(f'model.vocab_size is {num}; only bytes can be written')
+    if any(max(prompt, default=0) >= num for prompt in given):
+      raise ConfigError(
+        f'a prompt has the byte {max(map(max, filter(None, given)))}, but model.vocab_size is '
+        f'{num}: this model knows bytes up to {num - 1}'
+      )
+    return given
+
+  def _stream(self, rows, length, key_B, sampling):
     pieces = megabyte_generation.stream(
-      self._layout, self.variables['params'], config, given, key_B, sampling, length
+      self._layout, self.variables['params'], self.task.config, rows, key_B, sampling, length
     )
-    for rows in pieces:
-      yield [row.tobytes() for row in rows]
+    for piece in pieces:
+      yield [row.tobytes() for row in piece]
 
 
 class LoadedLm(LoadedText):
   """A trained language model over bytes or the tokens of its run's tokenizer."""
 
+  unit = 'token'
+
   @functools.cached_property
   def _layout(self):
     return _lm_layout(self.variables['params'], self.task.config)
 
-  def _stream(self, given, length, key_B, sampling):
-    config, codec = self.task.config, Codec.of(self.config)
+  def _rows(self, given):
+    codec = Codec.of(self.config)
     rows = [[*codec.before, *codec.encode(prompt)] for prompt in given]
     if not all(rows):
       raise ConfigError(
         'a prompt is empty, and this model was trained without data.text.bos_id, so it needs a '
         'first token; give a prompt'
       )
+    return rows
+
+  def _stream(self, rows, length, key_B, sampling):
+    config, codec = self.task.config, Codec.of(self.config)
     longest = max(map(len, rows))
     room = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, config.length - length)
     prompt_BN, length_B = lm.prompts(rows, max(room, longest))
@@ -134,8 +182,15 @@ class Codec:
     return cls(trained, () if bos is None else (bos,), data.get('eos_id'))
 
   def encode(self, given: bytes) -> list[int]:
-    """Ids of a text."""
-    return list(given) if self.tokenizer is None else self.tokenizer.encode(given.decode())
+    """Ids of a text; ConfigError where the tokenizer needs UTF-8, and it is none."""
+    if self.tokenizer is None:
+      return list(given)
+    try:
+      return self.tokenizer.encode(given.decode())
+    except UnicodeDecodeError as error:
+      raise ConfigError(
+        f"{given!r} is no UTF-8, which this run's tokenizer needs: {error}"
+      ) from error
 
   def decode(self, ids: np.ndarray) -> bytes:
     """The text of ids up to the end of the document; ids that are no text have none."""

@@ -7,7 +7,6 @@ every study start their runs here.
 from __future__ import annotations
 
 import importlib
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,10 +16,8 @@ import jax
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
-from jaxmm.data.packing import PackedSource
-from jaxmm.data.sources import TokenSource
-from jaxmm.models import image_lm, megabyte
 from jaxmm.sharding import MeshConfig
+from jaxmm.studies.data_checks import check_data
 from jaxmm.task import Task, TrainState
 from jaxmm.tokenizers import text
 from jaxmm.train import loop
@@ -134,96 +131,13 @@ def make_batches(
   is_encoded = data.name in ('text', 'mixed') and data.text.tokenizer != 'bytes'
   return pipeline.make_batches(
     data,
-    batch_size=batch or config['batch'],
+    batch_size=config['batch'] if batch is None else batch,
     seed=config['seed'],
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     train=train,
     encode=text.load(data.text.tokenizer).encode if is_encoded else None,
   )
-
-
-def check_data(task: Task, batches: Mapping[str, pipeline.Batches | None]) -> None:
-  """Refuses data that a Task would read as something else: see `check_tokens`, `check_documents`.
-
-  Args:
-    task: of the run.
-    batches: its data, by section of the config.
-  """
-  if isinstance(task, image_lm.ImageLmTask):
-    check_tokens(task.config, batches)
-  if isinstance(task, megabyte.MegabyteTask):
-    check_documents(task.config, batches)
-
-
-def check_documents(
-  model: megabyte.MegabyteConfig, batches: Mapping[str, pipeline.Batches | None]
-) -> None:
-  """Refuses documents that begin inside a patch where the model keeps them apart patch by patch."""
-  for section, data in batches.items():
-    source = data and data.source
-    if not (model.separate_documents and isinstance(source, PackedSource)):
-      continue
-    if source.align % model.patch:
-      of = f'{section}.{data.config.name}.align'
-      raise ConfigError(
-        f'model.separate_documents keeps documents apart by patches of {model.patch} bytes, but '
-        f'{of} is {source.align}, so that a patch may hold two; set {of}={model.patch}'
-      )
-
-
-def check_tokens(
-  model: image_lm.ImageLmConfig, batches: Mapping[str, pipeline.Batches | None]
-) -> None:
-  """Refuses tokens that the model cannot read: of another codebook or grid, with more classes, or
-  training and held-out tokens of different tokenizers.
-
-  Args:
-    model: the image model.
-    batches: its data, by section of the config.
-  """
-  origins = set()
-  for section, data in batches.items():
-    if data is None:
-      continue
-    source = data.source
-    if not isinstance(source, TokenSource):
-      raise ConfigError(
-        f'{section}.name is {data.config.name!r}, but an image model trains on codes: write them '
-        "with `jaxmm tokenize` and set it to 'tokens'"
-      )
-    meta, found = source.store.meta, _found_in(source)
-    for name, expected in (
-      ('num_codes', model.num_codes),
-      ('grid', model.grid),
-      ('num_classes', model.num_classes),
-    ):
-      # A table of classes may be larger than needed; of codes not, they are another tokenizer's.
-      is_fit = found[name] <= expected if name == 'num_classes' else found[name] == expected
-      if not is_fit:
-        raise ConfigError(
-          f'model.{name} is {expected}, but the tokens in {source.store.directory} ({section}) '
-          f'have {found[name]:g}; set model.{name} to it, or name the tokens of another tokenizer '
-          f'in {section}.path'
-        )
-    origins.add((meta.get('tokenizer_model'), meta.get('tokenizer_step')))
-  if len(origins) > 1:
-    raise ConfigError(
-      'data.path and eval_data.path hold the tokens of different tokenizers (or of different steps '
-      'of one); write both with the same run'
-    )
-
-
-def _found_in(source: TokenSource) -> dict[str, float]:
-  """Codes, grid and classes of a token store; the classes are those that its labels have."""
-  num_codes = source.store.meta.get('num_codes')
-  if num_codes is None:
-    num_codes = int(source.store.read('codes').max()) + 1
-  return {
-    'num_codes': num_codes,
-    'grid': math.sqrt(source.length),
-    'num_classes': int(source.store.read('label').max()) + 1,
-  }
 
 
 def train_from_config(

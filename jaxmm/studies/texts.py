@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from jaxmm.config import ConfigError
+from jaxmm.data import corpus
 from jaxmm.studies import pictures
 from jaxmm.studies.loaded import LoadedRun
 from jaxmm.studies.loaded_mixed import LoadedTransfusion
-from jaxmm.studies.loaded_text import LoadedText
+from jaxmm.studies.loaded_text import LoadedText, prompt_bytes
 
 
 def sample(
@@ -46,11 +47,14 @@ def sample(
       f'{model.directory} is a run of {model.config["task"]}, which takes no prompt; leave '
       '--prompt out'
     )
+  _check_output(output)
+  stream = model.stream(prompts, length, seed=seed, **sampling)
+  prompts = [prompt.decode(errors='replace') for prompt in prompt_bytes(prompts)]
   whole = [''] * len(prompts)
   decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in prompts]
   if len(prompts) == 1:
     show(prompts[0])
-  for pieces in model.stream(prompts, length, seed=seed, **sampling):
+  for pieces in stream:
     for i, (piece, decoder) in enumerate(zip(pieces, decoders)):
       text = decoder.decode(piece)
       whole[i] += text
@@ -99,6 +103,7 @@ def describe(
       f'{model.directory} is a run of {model.config["task"]}, which describes no pictures; leave '
       '--image out'
     )
+  _check_output(output)
   images = pictures.image_files(model.autoencoder(autoencoder), files)
   found = model.describe(images, length, seed=seed, autoencoder=autoencoder, **sampling)
   for file, text in zip(files, found):
@@ -106,6 +111,11 @@ def describe(
   return f'{len(files)} pictures described by step {model.step}' + _written(
     output, ({'image': f, 'text': t} for f, t in zip(files, found))
   )
+
+
+def _check_output(output: str | os.PathLike | None) -> None:
+  if output is not None and str(output).lower().endswith(corpus.IMAGES):
+    raise ConfigError(f'--output is {str(output)!r}, but texts are written as JSON lines (.jsonl)')
 
 
 def _written(output: str | os.PathLike | None, rows: Iterable[dict[str, str]]) -> str:

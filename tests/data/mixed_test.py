@@ -398,7 +398,7 @@ def test_latents_that_do_not_go(data):
     ({'mixed': {'latents': _store(data / 'few', num=29)}}, 'has 29 rows, but .* 30 pictures'),
     ({'mixed': {'latents': ok}, 'flip': True}, 'data.flip is True'),
     ({'mixed': {'latents': ok}, 'eval_view': 1}, 'eval_view is 1, but there are 1 views'),
-    ({'mixed': {'latents': str(data / 'absent')}}, 'no array store'),
+    ({'mixed': {'latents': str(data / 'absent')}}, 'is no store of latents'),
   ):
     with pytest.raises(ConfigError, match=message):
       _batches(data, **settings_)

@@ -69,7 +69,7 @@ def test_on_the_terminal_and_in_a_file(trained, tmp_path, capsys):
   'prompts, options, message',
   [
     (['a' * 60], {'length': 10}, 'model.length'),
-    (['a'], {'length': 0}, 'at least 1'),
+    (['a'], {'length': 0}, 'length is 0, .* expected 1 to'),
     ([], {'length': 3}, 'no prompt'),
     (['a'], {'length': 3, 'guidance_scale': 2.0}, 'guidance_scale'),
     (['a'], {'length': 3, 'temprature': 2.0}, 'temperature'),

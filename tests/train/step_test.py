@@ -81,8 +81,12 @@ def test_loss_curves_do_not_depend_on_the_mesh(case_name, mesh_name):
   for a, b in zip(one, other, strict=True):
     assert set(a.sums) == set(b.sums)
     for name in a.sums:
-      for x, y in zip(a.sums[name], b.sums[name], strict=True):
-        np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6, err_msg=name)
+      (x, x_count), (y, y_count) = a.sums[name], b.sums[name]
+      np.testing.assert_allclose(x_count, y_count, rtol=rtol, err_msg=name)
+      # 1e-6 a term, as the log's means have it: signed terms (a judge's logits) cancel. Seen with
+      # 'vae': 15 terms of the order of 1 whose sum is 0.0284, off by 1.7e-6.
+      atol = 1e-6 * np.maximum(x_count, 1)
+      assert np.all(abs(x - y) <= atol + rtol * abs(y)), (name, x, y)
     assert a.gauges == pytest.approx(b.gauges, rel=1e-6)
   one_state = trained(case_name, 'one')[0].state
   train_cases.assert_same_vectors(bench.state.extra, one_state.extra, rtol)
