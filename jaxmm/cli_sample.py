@@ -107,22 +107,24 @@ def _refuse_labels(options, given: str) -> None:
 
 def _from_prompts(options) -> int:
   from jaxmm.studies import loading, pictures, texts
-  from jaxmm.studies.loaded_mixed import LoadedTransfusion
+  from jaxmm.studies.loaded import LoadedMixed
+  from jaxmm.studies.loaded_codes import LoadedCodesLm
 
   _refuse_labels(options, 'a --prompt')
   model = loading.load(options.model)
-  if isinstance(model, LoadedTransfusion):
+  if isinstance(model, LoadedMixed):
     if not options.output:
       raise ConfigError('--output FILE.png is needed for what a model of text and images draws')
+    of_codes = dict(_of_tokens(options), guidance_scale=options.guidance)
+    settings = dict(sampler_of(options), seed=options.seed)
     done = pictures.draw(
       model,
       options.prompt,
       options.output,
       files=options.image,
       array=options.array,
-      seed=options.seed,
       autoencoder=options.tokenizer,
-      **sampler_of(options),
+      **(of_codes if isinstance(model, LoadedCodesLm) else settings),
     )
     print(done)
     return 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from jaxmm.config import ConfigError
+from jaxmm.data.array_store import ArrayStore
 from jaxmm.task import Task
 
 
@@ -29,3 +32,34 @@ class LoadedRun:
   step: int
   variables: Mapping[str, Any]
   weights: str = 'params'
+
+
+class LoadedMixed(LoadedRun):
+  """A trained model of text and images: it has `draw`, `edit` and `describe`.
+
+  Attributes:
+    stored: what it reads of images, a field of `data.mixed`.
+  """
+
+  stored: ClassVar[str]
+
+  def autoencoder(self, directory: str | os.PathLike | None = None) -> LoadedRun:
+    """The run in `directory`; None is that which made what the model was trained on, at its step.
+
+    Raises:
+      ConfigError: the run read pixels, or its autoencoder is gone.
+    """
+    from jaxmm.studies import loading  # which imports this file
+
+    if directory:
+      return loading.load(directory)
+    store = self.config['data'].get('mixed', {}).get(self.stored)
+    if not store:
+      raise ConfigError(
+        f'the run in {self.directory} names no {self.stored}, so its autoencoder is unknown; name '
+        'it (autoencoder=DIR, --tokenizer DIR)'
+      )
+    meta = ArrayStore(store).meta
+    near = pathlib.Path(store, meta['tokenizer_relative'])
+    found = near if (near / 'config.json').is_file() else pathlib.Path(meta['tokenizer'])
+    return loading.load(found, step=meta['tokenizer_step'])

@@ -9,7 +9,6 @@ Axes: B prompts or images, P codes of an image, Y X rows and columns, C channels
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,32 +18,29 @@ import numpy as np
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
-from jaxmm.data.array_store import ArrayStore
 from jaxmm.data.mixed import MixedConfig
 from jaxmm.models import lm
-from jaxmm.studies.loaded import LoadedRun
-from jaxmm.studies.loaded_text import Codec, LoadedLm, lm_generate, prompt_bytes
+from jaxmm.studies.loaded import LoadedMixed
+from jaxmm.studies.loaded_text import Codec, LoadedLm, lm_generate
 from jaxmm.task import example_keys
 
 
-class LoadedCodesLm(LoadedLm):
+class LoadedCodesLm(LoadedMixed, LoadedLm):
   """A trained LM of text and codes, with the tokenizer whose codes it was trained on."""
+
+  stored = 'codes'
 
   @property
   def mixed(self) -> MixedConfig:
     """How its rows are laid out."""
     return configs.from_mapping(MixedConfig, self.config['data']['mixed'], 'data.mixed')
 
-  def tokenizer(self, directory: str | os.PathLike | None = None) -> LoadedRun:
-    """The tokenizer in `directory`; None is that of the run's codes, at their step."""
-    return maker_of(self, 'codes', directory)
-
   def draw(
     self,
     prompts: Sequence[str],
     *,
     seed: int = 0,
-    tokenizer: str | os.PathLike | None = None,
+    autoencoder: str | os.PathLike | None = None,
     batch: int = 64,
     **sampling: Any,
   ) -> np.ndarray:
@@ -55,18 +51,38 @@ class LoadedCodesLm(LoadedLm):
     Args:
       prompts: captions.
       seed: of what is drawn.
-      tokenizer: a run directory; None is that of the codes the model was trained on.
+      autoencoder: a tokenizer's run; None is that of the codes the model was trained on.
       batch: prompts at a time.
       **sampling: of `SamplingConfig`, without guidance and `allowed`.
 
     Raises:
       ConfigError: texts too long for an image behind them, or settings that cannot be.
     """
-    mixed, codec, decoder = self.mixed, Codec.of(self.config), self.tokenizer(tokenizer)
-    rows = [[*codec.before, *codec.encode(p), mixed.boi_id] for p in prompt_bytes(prompts)]
-    allowed = (mixed.first_code, mixed.first_code + decoder.num_codes)
-    ids_BP = self._new_ids(rows, mixed.patches, seed, batch, sampling | {'allowed': allowed})
-    return decoder.decode(ids_BP - mixed.first_code)
+    encode = Codec.of(self.config).encode
+    return self._drawn([encode(p.encode()) for p in prompts], autoencoder, seed, batch, sampling)
+
+  def edit(
+    self,
+    image_BYXC: np.ndarray,
+    instructions: Sequence[str],
+    *,
+    seed: int = 0,
+    autoencoder: str | os.PathLike | None = None,
+    batch: int = 64,
+    **sampling: Any,
+  ) -> np.ndarray:
+    """Each image as its instruction wants it, uint8 [B, Y, X, C]; arguments as of `draw`.
+
+    The model must have been trained on such sequences (`parts` of `data.captions`).
+    """
+    if len(image_BYXC) != len(instructions):
+      raise ConfigError(
+        f'there are {len(image_BYXC)} images and {len(instructions)} instructions, expected one '
+        'for each'
+      )
+    encode, images = Codec.of(self.config).encode, self._image_ids(image_BYXC, autoencoder)
+    rows = [[*ids, *encode(text.encode())] for ids, text in zip(images, instructions)]
+    return self._drawn(rows, autoencoder, seed, batch, sampling)
 
   def describe(
     self,
@@ -74,19 +90,34 @@ class LoadedCodesLm(LoadedLm):
     length: int = 64,
     *,
     seed: int = 0,
-    tokenizer: str | os.PathLike | None = None,
+    autoencoder: str | os.PathLike | None = None,
     batch: int = 64,
     **sampling: Any,
   ) -> list[str]:
     """A text for each uint8 image of the tokenizer's size, of at most `length` tokens; arguments as
     of `draw`.
     """
-    mixed, codec = self.mixed, Codec.of(self.config)
-    codes_BP = self.tokenizer(tokenizer).encode(image_BYXC) + mixed.first_code
-    rows = [[*codec.before, mixed.boi_id, *codes, mixed.eoi_id] for codes in codes_BP.tolist()]
-    only_text = {'allowed': (0, mixed.first_code)}
+    codec = Codec.of(self.config)
+    rows = [[*codec.before, *ids] for ids in self._image_ids(image_BYXC, autoencoder)]
+    only_text = {'allowed': (0, self.mixed.first_code)}
     ids_BN = self._new_ids(rows, length, seed, batch, sampling | only_text, codec.eos_id)
     return [codec.decode(row).decode(errors='replace') for row in ids_BN]
+
+  def _image_ids(self, image_BYXC: np.ndarray, autoencoder) -> list[list[int]]:
+    """Each image as it stands in a row, brackets included."""
+    mixed = self.mixed
+    codes_BP = self.autoencoder(autoencoder).encode(image_BYXC) + mixed.first_code
+    return [[mixed.boi_id, *codes, mixed.eoi_id] for codes in codes_BP.tolist()]
+
+  def _drawn(self, rows, autoencoder, seed: int, batch: int, sampling) -> np.ndarray:
+    """The image behind each row of ids."""
+    if not rows:
+      raise ConfigError('there is no prompt; an empty one, "", is one')
+    mixed, decoder = self.mixed, self.autoencoder(autoencoder)
+    rows = [[*Codec.of(self.config).before, *row, mixed.boi_id] for row in rows]
+    allowed = (mixed.first_code, mixed.first_code + decoder.num_codes)
+    ids_BP = self._new_ids(rows, mixed.patches, seed, batch, sampling | {'allowed': allowed})
+    return decoder.decode(ids_BP - mixed.first_code)
 
   def _new_ids(
     self,
@@ -112,44 +143,3 @@ class LoadedCodesLm(LoadedLm):
       )  # fmt: skip
       out.append(np.asarray(ids_BN)[: len(rows) - start])
     return np.concatenate(out)
-
-
-def maker_of(
-  loaded: LoadedRun, field: str, directory: str | os.PathLike | None = None
-) -> LoadedRun:
-  """The run in `directory`; None is that which made the `latents` or `codes` of a run's pictures.
-
-  Args:
-    loaded: the run that was trained on them.
-    field: of `data.mixed`.
-    directory: of the maker's run.
-
-  Raises:
-    ConfigError: the run read pixels or another's, or their maker is gone.
-  """
-  from jaxmm.studies import loading  # which imports this file
-
-  wanted = {'latents': loading.LoadedAutoencoder, 'codes': loading.LoadedTokenizer}[field]
-  if directory:
-    found = loading.load(directory)
-    if not isinstance(found, wanted):
-      raise ConfigError(
-        f'{directory} is a run of {found.config["task"]}, which makes no {field}; name the run '
-        f'that made those that {loaded.directory} was trained on'
-      )
-    return found
-  store = loaded.config['data'].get('mixed', {}).get(field)
-  if not store:
-    raise ConfigError(
-      f'the run in {loaded.directory} names no {field}, so what made them is unknown; name it '
-      '(autoencoder=DIR or tokenizer=DIR, --tokenizer DIR)'
-    )
-  meta = ArrayStore(store).meta
-  if 'tokenizer' not in meta:
-    raise ConfigError(
-      f'{store} does not say what made its {field}; name the run (autoencoder=DIR or '
-      'tokenizer=DIR, --tokenizer DIR)'
-    )
-  near = pathlib.Path(store, meta['tokenizer_relative'])
-  found = near if (near / 'config.json').is_file() else pathlib.Path(meta['tokenizer'])
-  return loading.load(found, step=meta['tokenizer_step'])

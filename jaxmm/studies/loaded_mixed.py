@@ -19,8 +19,7 @@ from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.core.diffusion import SamplerConfig
 from jaxmm.models import transfusion, transfusion_prompts, transfusion_sampling
-from jaxmm.studies.loaded import LoadedRun
-from jaxmm.studies.loaded_codes import maker_of
+from jaxmm.studies.loaded import LoadedMixed
 from jaxmm.studies.loaded_text import Codec
 from jaxmm.task import example_keys
 
@@ -40,16 +39,10 @@ _caption = jax.jit(
 )
 
 
-class LoadedTransfusion(LoadedRun):
+class LoadedTransfusion(LoadedMixed):
   """A trained Transfusion with the autoencoder whose latents it was trained on."""
 
-  def autoencoder(self, directory: str | os.PathLike | None = None) -> LoadedRun:
-    """The autoencoder in `directory`; None is that of the run's latents, at their step.
-
-    Raises:
-      ConfigError: the run read pixels or another's latents, or its autoencoder is gone.
-    """
-    return maker_of(self, 'latents', directory)
+  stored = 'latents'
 
   def draw(
     self,

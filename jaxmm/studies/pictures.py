@@ -14,7 +14,7 @@ from jaxmm.config import ConfigError
 from jaxmm.data import transforms
 from jaxmm.report.images import tiled
 from jaxmm.studies import loading, run
-from jaxmm.studies.loaded_mixed import LoadedTransfusion
+from jaxmm.studies.loaded import LoadedMixed
 
 # What a grid shows at most; all samples are in the array.
 _GRID = 256
@@ -96,7 +96,7 @@ def sample(
 
 
 def draw(
-  model: LoadedTransfusion,
+  model: LoadedMixed,
   prompts: Sequence[str],
   output: str | os.PathLike,
   *,
@@ -113,7 +113,7 @@ def draw(
     files: pictures that the prompts are to change, one for all or one a prompt, or several for one
       prompt; None draws from the texts alone.
     array: uint8 images as `arr_0`.
-    **settings: of `LoadedTransfusion.draw`.
+    **settings: of the model's `draw`.
 
   Raises:
     ConfigError: other numbers of pictures and prompts, or a file that is no picture.

@@ -12,8 +12,7 @@ from typing import Any
 from jaxmm.config import ConfigError
 from jaxmm.data import corpus
 from jaxmm.studies import pictures
-from jaxmm.studies.loaded import LoadedRun
-from jaxmm.studies.loaded_mixed import LoadedTransfusion
+from jaxmm.studies.loaded import LoadedMixed, LoadedRun
 from jaxmm.studies.loaded_text import LoadedText, prompt_bytes
 
 
@@ -98,7 +97,7 @@ def describe(
   Raises:
     ConfigError: another kind of model, or a file that is no picture.
   """
-  if not isinstance(model, LoadedTransfusion):
+  if not isinstance(model, LoadedMixed):
     raise ConfigError(
       f'{model.directory} is a run of {model.config["task"]}, which describes no pictures; leave '
       '--image out'

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import jaxmm
+from jaxmm import cli
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.studies import evaluation, tokens
@@ -54,6 +55,17 @@ def test_images_of_texts_in_any_company(model):
   assert not np.array_equal(model.draw(['colour 3'], seed=1), images[:1])
   texts = model.describe(images, 5, temperature=0.5)
   assert len(texts) == 3 and all(isinstance(text, str) and len(text) <= 5 for text in texts)
+
+
+def test_from_the_terminal(model, tmp_path):
+  words, out = ['sample', '--run', str(model.directory)], tmp_path / 'x.png'
+  assert cli.main([*words, '--prompt', 'a', '--top-k', '3', '--output', str(out)]) == 0
+  drawn = np.asarray(Image.open(out))[:32, :32]
+  np.testing.assert_array_equal(drawn, model.draw(['a'], top_k=3)[0])
+  changed = tmp_path / 'changed.png'
+  # The picture, the text and the new picture: 132 positions and more, in a row of 128.
+  assert cli.main([*words, '--prompt', 'a', '--image', str(out), '--output', str(changed)]) == 2
+  assert cli.main([*words, '--image', str(out), '--length', '4']) == 0
 
 
 def test_what_cannot_be_is_said(model):
