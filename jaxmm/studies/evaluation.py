@@ -91,11 +91,12 @@ def write(
     )
   try:
     results = run_evaluations(loaded, batch=batch, echo=echo)
-  except flax.errors.ScopeParamShapeError as error:
-    if not overrides:
+  except (flax.errors.FlaxError, ValueError) as error:
+    of_model = [o for o in overrides if o.startswith('model.')]
+    if isinstance(error, ConfigError) or not of_model:
       raise
     raise ConfigError(
-      f'{", ".join(overrides)} wants other parameters than {directory} has: {error}'
+      f'{", ".join(of_model)} wants other parameters than {directory} has: {error}'
     ) from error
   if samples:
     results |= mixed_evaluation.measure(loaded, samples, batch=batch, echo=echo, **sampler)

@@ -129,6 +129,8 @@ def test_windows_that_cannot_be_are_named(trained, capsys):
     (['model.sliding=30'], 'model.sliding is 30, expected a multiple of model.patch 4'),
     (['model.sliding=128'], 'model.sliding is 128, expected a multiple'),
     (['model.global_width=32'], 'model.global_width=32 wants other parameters'),
+    (['model.local_depth=3'], 'model.local_depth=3 wants other parameters'),
+    (['model.conv_encoder=True'], 'model.conv_encoder=True wants other parameters'),
     (['steps=3'], 'steps belongs to training'),
   ):
     assert cli.main([*words, *(f'--config.{s}' for s in settings)]) == 2
