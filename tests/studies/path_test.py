@@ -173,3 +173,10 @@ def test_convert_out_and_in_again_is_bit_equal(path, tmp_path, monkeypatch):
     assert flat(ours).keys() == flat(theirs).keys()
     for name, value in flat(ours).items():
       np.testing.assert_array_equal(value, flat(theirs)[name], err_msg=name)
+
+
+def test_a_model_of_images_has_no_prompt(path, capsys):
+  words = ['sample', '--run', str(path.lm)]
+  for option, said in (('--prompt', 'takes no prompt'), ('--image', 'describes no pictures')):
+    assert cli.main([*words, option, 'x.png']) == 2
+    assert said in capsys.readouterr().err

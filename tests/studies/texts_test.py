@@ -1,5 +1,6 @@
 """Text from trained runs: as it comes, whole, in any company; from Python and from the terminal."""
 
+import dataclasses
 import json
 
 import jax
@@ -79,6 +80,48 @@ def test_on_the_terminal_and_in_a_file(trained, tmp_path, capsys):
 def test_what_cannot_be_is_said(trained, name, prompts, options, message):
   with pytest.raises(ConfigError, match=message):
     texts.sample(jaxmm.load(trained[name]), prompts, show=lambda text: None, **options)
+
+
+@pytest.mark.parametrize('name', ['lm', 'megabyte'])
+def test_texts_are_the_same_on_one_device_as_on_all(trained, name):
+  model = jaxmm.load(trained[name])
+  assert len(jax.tree.leaves(model.variables)[0].sharding.device_set) == len(jax.devices()) == 8
+  alone = dataclasses.replace(model, variables=jax.device_put(model.variables, jax.devices()[3]))
+  prompts = ['eins', 'a', 'zwei drei']
+  assert alone.write(prompts, 13, seed=2) == model.write(prompts, 13, seed=2)
+
+
+def test_nothing_is_shown_of_a_prompt_that_is_refused(trained, capsys):
+  words = ['sample', '--run', str(trained['megabyte']), '--prompt', 'x' * 60, '--length']
+  assert cli.main([*words, '5']) == 2
+  shown = capsys.readouterr()
+  assert shown.out == '' and shown.err.startswith('jaxmm sample: length is 5')
+  assert 'prompt takes 60 of the 64 bytes of model.length: expected 1 to 4' in shown.err
+  assert '(--length)' in shown.err
+  assert cli.main(['sample', '--run', str(trained['megabyte']), '--prompt', 'x' * 64]) == 2
+  assert 'there is room for none; write less, or give a shorter' in capsys.readouterr().err
+  assert cli.main([*words, '3', '--output', 'x.png']) == 2
+  assert 'texts are written as JSON lines' in capsys.readouterr().err
+
+
+def test_prompts_that_are_no_text(trained, capsys):
+  model = jaxmm.load(trained['megabyte'])
+  with pytest.raises(ConfigError, match=r"prompts is 'eins', expected a list of texts: \['eins'\]"):
+    model.write('eins', 3)
+  with pytest.raises(ConfigError, match='half a character'):
+    model.write(['\ud83d'], 3)
+  # What a terminal hands over of bytes that are no UTF-8 stands for these bytes.
+  assert model.write(['ein\udcff'], 5) == model.write([b'ein\xff'], 5)
+  words = ['sample', '--run', str(trained['megabyte']), '--length', '5', '--prompt']
+  assert cli.main([*words, 'ein\udcff']) == 0
+  assert capsys.readouterr().out.startswith('ein\ufffd')
+  # A MEGABYTE begins from nothing, too.
+  assert len(model.write([''], 6)[0]) == 6
+
+
+def test_a_batch_of_nothing(trained, capsys):
+  assert cli.main(['evaluate', '--run', str(trained['megabyte']), '--batch', '0']) == 2
+  assert 'batch is 0' in capsys.readouterr().err
 
 
 def test_options_of_images_and_of_text_do_not_mix(trained, capsys):
