@@ -11,7 +11,7 @@ import scipy.linalg
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.evaluate import features, images
-from jaxmm.evaluate.images import FeatureStatistics, frechet_distance, kernel_distance
+from jaxmm.evaluate.images import FeatureStatistics, frechet_distance
 from jaxmm.models.classifier import BlockGroup, Classifier, ClassifierConfig
 
 
@@ -142,30 +142,6 @@ def test_too_few_samples_are_refused(sets):
     FeatureStatistics.of(np.where(np.arange(200)[:, None] == 7, np.inf, sets[0]))
   with pytest.raises(ValueError, match='no features'):
     FeatureStatistics.empty(3).mean()
-
-
-def test_kernel_distance_is_that_of_loops_over_pairs(sets):
-  one, two = sets[0][:7], sets[1][:5]
-  kernel = lambda x, y: (sum(float(a) * float(b) for a, b in zip(x, y)) / 24 + 1) ** 3
-  pairs = lambda rows: [(x, y) for i, x in enumerate(rows) for j, y in enumerate(rows) if i != j]
-  mean = lambda of: sum(kernel(x, y) for x, y in of) / len(of)
-  expected = mean(pairs(one)) + mean(pairs(two)) - 2 * mean([(x, y) for x in one for y in two])
-  assert kernel_distance(one, two) == pytest.approx(expected, rel=1e-9)
-  assert kernel_distance(two, one) == pytest.approx(expected, rel=1e-9)
-
-
-def test_kernel_distance_of_draws_of_one_distribution_is_nothing_on_average():
-  rng = np.random.default_rng(0)
-  draw = lambda num, shift=0.0: rng.normal(size=(num, 8)) + shift
-  same = [kernel_distance(draw(6), draw(9)) for _ in range(400)]
-  assert abs(np.mean(same)) < 4 * np.std(same) / 20 and min(same) < 0
-  assert np.mean([kernel_distance(draw(6), draw(9, 1.0)) for _ in range(100)]) > 1
-  for one, two, message in (
-    (draw(3), draw(1), '3 and 1 images'),
-    (draw(3), draw(3)[:, :5], 'rows of one width'),
-  ):
-    with pytest.raises(ConfigError, match=message):
-      kernel_distance(one, two)
 
 
 def test_feature_statistics_are_the_same_on_any_mesh():

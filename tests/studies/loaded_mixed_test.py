@@ -157,7 +157,7 @@ def test_an_edit_is_what_an_uncached_loop_makes_of_image_and_instruction(model):
 
 
 def test_held_out_pictures_are_drawn_and_described(model, capsys, monkeypatch):
-  pixels_of = lambda images, params, **options: [images.reshape(len(images), -1)[:, ::53] / 255]
+  pixels_of = lambda images, params, **options: images.reshape(len(images), -1)[:, ::53] / 255
   monkeypatch.setattr(mixed_evaluation, 'feature_rows', pixels_of)
   words = ['evaluate', '--run', str(model.directory), '--batch', '8', '--samples', '99']
   assert cli.main([*words, '--steps', '2', '--guidance', '2']) == 0
