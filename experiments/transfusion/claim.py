@@ -204,8 +204,7 @@ def _images(directory: pathlib.Path, split: str, number: int) -> np.ndarray:
 def _features(images: np.ndarray) -> np.ndarray:
   mesh = sharding.make_mesh(sharding.MeshConfig())
   rules = sharding.RULES['dp']
-  parts = feature_rows(images, read_classifier(None), mesh=mesh, rules=rules, size=FEATURE_SIZE)
-  return np.concatenate(list(parts))
+  return feature_rows(images, read_classifier(None), mesh=mesh, rules=rules, size=FEATURE_SIZE)
 
 
 def measure(loaded: LoadedRun, path: pathlib.Path, seed: int, echo: Echo) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jaxmm.models.classifier import LITE0, ClassifierConfig, image_features
 _ROWS_AT_ONCE = 1024
 
 
-def feature_rows(
+def feature_statistics(
   images: np.ndarray | batch_job.Pass,
   params: Any,
   *,
@@ -30,8 +30,8 @@ def feature_rows(
   config: ClassifierConfig = LITE0,
   batch_size: int = 64,
   echo: Callable[[str], None] | None = None,
-) -> Iterator[np.ndarray]:
-  """The classifier's pooled features of a set of images, float32 [some of N, D] at a time.
+) -> FeatureStatistics:
+  """Statistics of the classifier's pooled features over a set of images.
 
   Args:
     images: uint8 [N, Y, X, C] in memory, or one ordered pass over a data set (`data.pipeline`,
@@ -46,6 +46,33 @@ def feature_rows(
   Raises:
     ConfigError: images of another type or shape, grey images included.
   """
+  rows = _parts(images, params, mesh, rules, size, config, batch_size, echo)
+  total, held = FeatureStatistics.empty(config.features), []
+  for part in rows:
+    held.append(part)
+    if sum(map(len, held)) >= _ROWS_AT_ONCE:
+      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
+  return total.merge(FeatureStatistics.of(np.concatenate(held))) if held else total
+
+
+def feature_rows(
+  images: np.ndarray | batch_job.Pass,
+  params: Any,
+  *,
+  mesh: jax.sharding.Mesh,
+  rules: sharding.Rules,
+  size: int | None = None,
+  config: ClassifierConfig = LITE0,
+  batch_size: int = 64,
+  echo: Callable[[str], None] | None = None,
+) -> np.ndarray:
+  """The features themselves, float32 [N, D]; arguments as of `feature_statistics`."""
+  parts = list(_parts(images, params, mesh, rules, size, config, batch_size, echo))
+  return np.concatenate(parts) if parts else np.zeros((0, config.features), np.float32)
+
+
+def _parts(images, params, mesh, rules, size, config, batch_size, echo) -> Iterator[np.ndarray]:
+  """Features of the rows that can be read, a batch at a time."""
   passes = _ArrayPass(images, batch_size, mesh) if isinstance(images, np.ndarray) else images
 
   def features(params, batch):
@@ -57,22 +84,6 @@ def feature_rows(
     yield result['features'][result[batch_job.VALID]]
     if echo:
       echo(f'features: {start + len(result["features"]):,}/{passes.num_records:,} images')
-
-
-def feature_statistics(
-  images: np.ndarray | batch_job.Pass,
-  params: Any,
-  *,
-  config: ClassifierConfig = LITE0,
-  **options: Any,
-) -> FeatureStatistics:
-  """Statistics of `feature_rows`, whose arguments these are."""
-  total, held = FeatureStatistics.empty(config.features), []
-  for rows in feature_rows(images, params, config=config, **options):
-    held.append(rows)
-    if sum(map(len, held)) >= _ROWS_AT_ONCE:
-      total, held = total.merge(FeatureStatistics.of(np.concatenate(held))), []
-  return total.merge(FeatureStatistics.of(np.concatenate(held))) if held else total
 
 
 class _ArrayPass:

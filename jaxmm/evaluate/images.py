@@ -2,9 +2,9 @@
 
 Pairs: mean squared error, PSNR, SSIM, each as (sum over images, number of images). Sets: the
 Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv:1706.08500, eq. 6),
-and the kernel distance (Binkowski et al. 2018, arXiv:1801.01401). Their features are the caller's;
-with those of `jaxmm.models.classifier` they are not the "FID" and "KID" of papers, which are
-defined by one Inception network.
+and the kernel distance, which few images suffice for; the features are the caller's, and with those
+of `jaxmm.models.classifier` these are not the "FID" and "KID" of papers, which are defined by one
+Inception network.
 
 Axes: B batch, Y X rows and columns, C channels, N images of a set, D feature width, W window.
 """
@@ -267,30 +267,28 @@ def _root(covariance_DD: np.ndarray) -> np.ndarray:
 
 
 def kernel_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
-  """Squared maximum mean discrepancy of two sets of features with the kernel (x y / D + 1)^3.
+  """The squared maximum mean discrepancy of two sets of features, without bias.
 
-  Binkowski et al. 2018, section 3.1: an unbiased estimate, below 0 where two sets are as alike as
-  two draws of one, so that it serves for sets of any size from 2 on.
+  Its kernel is (x y / D + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401, eq. 4 and section 3). May
+  be below 0 where the sets are alike. Unlike the Frechet distance its mean does not depend on how
+  many images there are, so it serves sets smaller than the features are wide.
 
   Args:
-    a_ND, b_MD: rows of features of one network.
+    a_ND, b_MD: features, at least two rows each.
 
   Raises:
-    ConfigError: features of other widths, or fewer than 2 rows.
+    ValueError: fewer rows, or rows of different widths.
   """
-  a_ND, b_MD = (np.asarray(rows, np.float64) for rows in (a_ND, b_MD))
-  if a_ND.ndim != 2 or b_MD.ndim != 2 or a_ND.shape[1] != b_MD.shape[1]:
-    raise ConfigError(
-      f'features of shapes {a_ND.shape} and {b_MD.shape}, expected rows of one width'
+  if min(len(a_ND), len(b_MD)) < 2 or a_ND.shape[1] != b_MD.shape[1]:
+    raise ValueError(
+      f'features are {list(a_ND.shape)} and {list(b_MD.shape)}, expected at least two rows of one '
+      'width in each'
     )
-  if min(len(a_ND), len(b_MD)) < 2:
-    raise ConfigError(
-      f'a kernel distance of {len(a_ND)} and {len(b_MD)} images, expected 2 or more of each'
-    )
+  a, b = np.asarray(a_ND, np.float64), np.asarray(b_MD, np.float64)
   kernel = lambda x, y: (x @ y.T / x.shape[1] + 1.0) ** 3
 
-  def within(rows_ND: np.ndarray) -> float:
-    values_NN = kernel(rows_ND, rows_ND)
-    return (values_NN.sum() - np.trace(values_NN)) / (len(rows_ND) * (len(rows_ND) - 1))
+  def within(x):
+    k = kernel(x, x)
+    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
 
-  return float(within(a_ND) + within(b_MD) - 2.0 * kernel(a_ND, b_MD).mean())
+  return float(within(a) + within(b) - 2.0 * kernel(a, b).mean())

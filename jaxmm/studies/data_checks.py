@@ -14,6 +14,8 @@ from typing import Any
 from jaxmm.config import ConfigError
 from jaxmm.data import byte_files
 from jaxmm.data.array_store import ArrayStore
+from jaxmm.data.mixed import MixedSource
+from jaxmm.data.packing import PackedSource
 from jaxmm.data.pipeline import Batches
 from jaxmm.data.sources import TokenSource
 from jaxmm.models import image_lm, lm, megabyte, resnet, transfusion
@@ -122,20 +124,17 @@ def _last_ids(section: str, data: Batches) -> Iterator[tuple[str, int]]:
 
 def _check_boundaries(model: megabyte.MegabyteConfig, section: str, data: Batches) -> None:
   """A patch is of one document."""
-  config = data.config
-  if config.bytes.image_order:
-    return  # a picture is a row
-  packed = {'text': config.text, 'bytes': config.bytes}.get(config.name)
-  if packed is None:
+  source = data.source
+  if isinstance(source, MixedSource):
     raise ConfigError(
-      f'model.separate_documents needs documents that begin at patch boundaries, which those of '
-      f'{section}.name {config.name!r} do not; set it to False'
+      f'model.separate_documents keeps documents apart by patches, but those of {section}.name '
+      "'mixed' begin anywhere; set it to False"
     )
-  if packed.align % model.patch:
+  if isinstance(source, PackedSource) and source.align % model.patch:
+    of = f'{section}.{data.config.name}.align'
     raise ConfigError(
-      f'{section}.{config.name}.align is {packed.align}, but with model.separate_documents '
-      f'documents must begin at multiples of model.patch {model.patch}; set '
-      f'{section}.{config.name}.align={model.patch}'
+      f'model.separate_documents keeps documents apart by patches of {model.patch} bytes, but {of} '
+      f'is {source.align}, so that a patch may hold two; set {of}={model.patch}'
     )
 
 

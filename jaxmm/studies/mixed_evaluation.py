@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -110,14 +110,16 @@ def _spaced(of: Mapping[int, Any], num: int) -> dict[int, Any]:
 
 
 class _Pictures:
-  """Pictures by their numbers as the autoencoder was shown them; damaged ones are left out."""
+  """Pictures by their numbers as the autoencoder was shown them for a store of latents; damaged
+  ones are left out.
+  """
 
-  def __init__(self, model: LoadedTransfusion, source: FileSource):
-    store = ArrayStore(model.config['eval_data']['mixed']['latents'])
+  def __init__(self, latents: str, source: FileSource):
+    store = ArrayStore(latents)
     data = configs.from_mapping(DataConfig, store.meta['data'], 'data')
     self._reader = ImageReader(data, source, 0, train=False)
 
-  def __call__(self, numbers: Sequence[int]) -> dict[int, np.ndarray]:
+  def __call__(self, numbers: Iterable[int]) -> dict[int, np.ndarray]:
     out = {}
     for number in dict.fromkeys(numbers):
       try:
@@ -127,34 +129,39 @@ class _Pictures:
     return out
 
 
+def _pictures(model: LoadedTransfusion, section: str, source: MixedSource) -> _Pictures:
+  return _Pictures(model.config[section]['mixed']['latents'], source.pictures)
+
+
 def _drawn(model, held_out, training, num, batch, echo, sampler) -> dict[str, Any]:
   wanted = _spaced(prompts(held_out), num)
-  read = _Pictures(model, held_out.pictures)
-  pixels = read([i for unit in wanted.values() for i in unit.pictures])
+  pixels = _pictures(model, 'eval_data', held_out)(
+    [i for unit in wanted.values() for i in unit.pictures]
+  )
   units = [unit for unit in wanted.values() if set(unit.pictures) <= set(pixels)]
   counts = {'drawn/pictures': len(units), 'drawn/unreadable': len(wanted) - len(units)}
   if len(units) < 2:
     return counts
-  coder = model.autoencoder()
-  latents = dict(zip(pixels, coder.encode(np.stack(list(pixels.values())), batch)))
+  coder, stacked = model.autoencoder(), lambda found: np.stack(list(found.values()))
+  sources = {i: pixels[i] for unit in units for i in unit.pictures[:-1]}
+  latents = dict(zip(sources, coder.encode(stacked(sources), batch))) if sources else {}
   rows = [_before_last(unit, latents) for unit in units]
   echo(f'drawing {len(rows)} pictures')
-  latent_NYXC = model.latents_after(rows, batch=batch, echo=echo, **sampler)
-  drawn = coder.decode(latent_NYXC, batch)
+  drawn = coder.decode(model.latents_after(rows, batch=batch, echo=echo, **sampler), batch)
   originals = np.stack([pixels[unit.pictures[-1]] for unit in units])
-  others = read(list(_spaced(prompts(training), len(units))))
-  others = coder.reconstruct(np.stack(list(others.values())), batch)
   pictures.write_pairs(originals[:_SHOWN], drawn[:_SHOWN], model.directory / 'evaluation_drawn.png')
+  others = _pictures(model, 'data', training)(_spaced(prompts(training), len(units)))
+  others = coder.reconstruct(stacked(others), batch) if others else originals[:0]
   return counts | compared(drawn, originals, others, echo)
 
 
 def _before_last(unit: Unit, latents: Mapping[int, np.ndarray]) -> list[Any]:
   """Ids and latents of a unit in order, up to its last picture."""
   row, at = [], 0
-  for picture, place in zip(unit.pictures, unit.places):
+  for picture, place in zip(unit.pictures[:-1], unit.places):
     row += [*unit.ids[at:place].tolist(), latents[picture]]
     at = place
-  return row[:-1]
+  return [*row, *unit.ids[at : unit.places[-1]].tolist()]
 
 
 def compared(
@@ -166,14 +173,16 @@ def compared(
     mesh=sharding.make_mesh(sharding.MeshConfig()), rules=sharding.RULES['dp'], size=size
   )
   params = read_classifier()
-  features = lambda images: np.concatenate(list(feature_rows(images, params, **options)))
-  drawn_ND, own_ND, training_ND = map(features, (drawn, originals, training))
+  features = lambda images: feature_rows(images, params, **options)
+  drawn_ND, own_ND = map(features, (drawn, originals))
   unit = lambda rows: rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
   cosine_NN, num = unit(drawn_ND) @ unit(own_ND).T, len(drawn_ND)
   own = np.trace(cosine_NN) / num
   out = {
     'kernel_distance': kernel_distance(drawn_ND, own_ND),
-    'kernel_distance_of_training': kernel_distance(training_ND, own_ND),
+    'kernel_distance_of_training': (
+      kernel_distance(features(training), own_ND) if len(training) > 1 else None
+    ),
     'similarity': float(own),
     'similarity_to_others': float((cosine_NN.sum() / num - own) / (num - 1)),
   }
@@ -186,7 +195,7 @@ def compared(
 
 def _described(model, held_out, num, batch, echo) -> dict[str, Any]:
   wanted = _spaced(described_pictures(held_out), num)
-  pixels = _Pictures(model, held_out.pictures)(list(wanted))
+  pixels = _pictures(model, 'eval_data', held_out)(wanted)
   codec = Codec.of(model.config)
   read = lambda unit: codec.decode(unit.ids).decode(errors='replace')
   references = [[read(unit) for unit in wanted[number]] for number in pixels]

@@ -168,3 +168,22 @@ def test_feature_statistics_are_the_same_on_any_mesh():
   assert frechet_distance(one, eight) < 1e-5 * np.trace(one.covariance())
   with pytest.raises(ConfigError, match='expected uint8'):
     features.feature_statistics(pixels / 255, params, mesh=mesh, rules=rules, config=config)
+
+
+def test_the_kernel_distance_is_its_definition_and_has_no_bias():
+  rng = np.random.default_rng(0)
+  a, b = rng.standard_normal((5, 3)), rng.standard_normal((4, 3)) + 1
+
+  def mean(x, y, skip):
+    pairs = [(i, j) for i in range(len(x)) for j in range(len(y)) if not (skip and i == j)]
+    return sum((float(x[i] @ y[j]) / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
+
+  expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
+  assert images.kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
+  same = [
+    images.kernel_distance(rng.standard_normal((20, 4)), rng.standard_normal((30, 4)))
+    for _ in range(300)
+  ]
+  assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(len(same))
+  with pytest.raises(ValueError, match='at least two rows'):
+    images.kernel_distance(a[:1], b)

@@ -318,7 +318,8 @@ def test_edits_from_triples_to_the_terminal(tmp_path, capsys):
   verb('train', '--config', 'transfusion/mini.py', '--workdir', run,
        *settings((*MODEL, f'data.path={tmp_path / "pictures"}', f'data.mixed.captions={records}',
                   f'data.mixed.latents={tmp_path / "latents"}', 'data.mixed.length=192',
-                  'model.length=192', 'model.clean_rate=0.5')))  # fmt: skip
+                  'model.length=192', 'model.clean_rate=0.5',
+                  'data.test_fraction=0.4')))  # fmt: skip
   capsys.readouterr()
   pictures, out = [tmp_path / 'pictures' / f'red-{i}.png' for i in range(3)], tmp_path / 'b.png'
   words = ('--run', run, '--steps', 2, '--output', out)
@@ -327,7 +328,10 @@ def test_edits_from_triples_to_the_terminal(tmp_path, capsys):
   verb('sample', *words, '--image', *pictures, '--prompt', 'make it blue')
   verb('sample', *words, '--image', pictures[0], '--prompt', 'a', 'b', '--guidance', 2)
   assert '2 images' in capsys.readouterr().out
-  verb('evaluate', '--run', run)
+  verb('evaluate', '--run', run, '--samples', 4, '--steps', 2)
+  results = json.loads((run / 'evaluation.json').read_text())['results']
+  assert 2 <= results['drawn/pictures'] <= 4 and 0 < results['drawn/similarity'] <= 1
+  assert results['described/pictures'] == 0  # instructions are no captions
   wrong = ['sample', *words, '--image', *pictures, '--prompt', 'a', 'b']
   assert cli.main([*map(str, wrong)]) == 2
   assert '3 pictures (--image) and 2 prompts, expected one' in capsys.readouterr().err
