@@ -80,7 +80,7 @@ DEPARTURES = (
   'no guidance. 50 steps, not 250.',
   'Pictures are judged by the kernel distance of features of EfficientNet-Lite0 at 64 pixels, for '
   'which 512 of them suffice, and not by FID; captions by their likelihood and not by CIDEr.',
-  """Pictures, captions, books; autoencoders, latents, codes; features of real pictures."""
+  'The model of codes is the same Llama-shaped one; Chameleon adds norms and a z-loss, which at the '
   "paper's size keep it stable.",
 )
 
