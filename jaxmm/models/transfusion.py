@@ -328,7 +328,7 @@ class TransfusionTask(tasks.Task):
     """
     del key
     cfg, params = self.config, variables['params']
-    time_BI = jnp.full(batch['image_valid_BI'].shape, cfg.clean_timestep, jnp.int32)
+    time_BI = jnp.full(batch['image_valid_BI'].shape, cfg.given_timestep, jnp.int32)
     hidden_BLD, _ = Transfusion(cfg).apply(
       {'params': params}, *self._rows(batch), batch['latent_BIYXC'], time_BI
     )

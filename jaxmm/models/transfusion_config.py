@@ -65,7 +65,7 @@ class TransfusionConfig:
     clean_rate: chance that an image whose text comes after it is shown clean, at timestep 0, and is
       not denoised. At 0, as in the paper, no timestep below 1 is ever trained.
     clean_timestep: of images that are given, when text is drawn or scored: 0, or 1, the least noisy
-      that is always trained.
+      that is always trained; None is 0 where `clean_rate` trains it, else 1.
     num_kv_heads, head_dim, hidden, hidden_multiple, norm_eps, rotary_base, token_dropout, dropout,
       loss_chunk, init_std: see `models.lm.LmConfig`.
     remat, attention_backend, unroll, dtype: see `core.transformer.StackConfig`.
@@ -94,7 +94,7 @@ class TransfusionConfig:
   image_weight: float = 5.0
   caption_dropout: float = 0.1
   clean_rate: float = 0.0
-  clean_timestep: int = 0
+  clean_timestep: int | None = None
   num_kv_heads: int | None = None
   head_dim: int | None = None
   hidden: int | None = None
@@ -132,8 +132,8 @@ class TransfusionConfig:
         f'model.boi_id, eoi_id and null_id are {special}, expected three different ids below '
         f'model.vocab_size {self.vocab_size}'
       )
-    if self.clean_timestep not in (0, 1):
-      raise ConfigError(f'model.clean_timestep is {self.clean_timestep}, expected 0 or 1')
+    if self.clean_timestep not in (0, 1, None):
+      raise ConfigError(f'model.clean_timestep is {self.clean_timestep}, expected 0, 1 or None')
     if self.noise_limit is not None and not 1 <= self.noise_limit <= self.num_timesteps:
       raise ConfigError(
         f'model.noise_limit is {self.noise_limit}, expected 1 to model.num_timesteps '
@@ -152,6 +152,11 @@ class TransfusionConfig:
   def num_patches(self) -> int:
     """P, positions of an image without its brackets."""
     return (self.latent_size // self.patch) ** 2
+
+  @property
+  def given_timestep(self) -> int:
+    """The timestep of images that are given, see `clean_timestep`."""
+    return int(not self.clean_rate) if self.clean_timestep is None else self.clean_timestep
 
   @property
   def latent_shape(self) -> tuple[int, int, int]:

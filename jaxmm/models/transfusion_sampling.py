@@ -88,7 +88,7 @@ def begin(
 def _context_cache(params, config, mixed: Mixed, ids_BS, length: int) -> decode.Cache:
   """Keys and values of rows with clean images, as training computes them."""
   segment_BS = _is_filled(mixed).astype(jnp.int32)
-  time_BI = jnp.full(mixed.latent_BIYXC.shape[:2], config.clean_timestep, jnp.int32)
+  time_BI = jnp.full(mixed.latent_BIYXC.shape[:2], config.given_timestep, jnp.int32)
   *_, kv = Transfusion(config).apply(
     {'params': params}, ids_BS, mixed.image_BS, mixed.patch_BS, segment_BS, mixed.latent_BIYXC,
     time_BI, return_kv=True,
@@ -255,7 +255,7 @@ def image_phase(
 
   x_BYXC, cache = jax.lax.fori_loop(0, sampler.steps, step, (noise(0), cache))
   cache = jax.tree.map(lambda a: a[: len(is_due_B)], cache)
-  _, cache = through(x_BYXC, config.clean_timestep, cache, first_B, rotary_B)
+  _, cache = through(x_BYXC, config.given_timestep, cache, first_B, rotary_B)
   return State(
     _with_images(config, placed, x_BYXC, back_BS == P, is_due_B),
     jnp.where(is_due_B, TEXT, state.mode_B),

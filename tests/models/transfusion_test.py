@@ -380,13 +380,27 @@ def test_the_flow_objective_predicts_the_velocity_of_a_straight_path(params, bat
   assert np.isfinite(value) and value != grads_of(params, batch, COUNTS)[0][0]
 
 
+def is_paired(batch, b, at) -> bool:
+  """Whether there is an image in the document of a position."""
+  same = batch['segment_BL'][b] == batch['segment_BL'][b, at]
+  return bool((batch['image_BL'][b][same] > 0).any())
+
+
+def test_given_images_stand_at_a_timestep_that_is_trained():
+  at = lambda **settings: dataclasses.replace(CONFIG, **settings).given_timestep
+  assert at() == 1 and at(clean_rate=0.5) == 0
+  assert at(clean_timestep=0) == 0 and at(clean_timestep=1, clean_rate=0.5) == 1
+
+
 def test_evaluations_are_those_of_the_terms(params, batch, forward):
   task = transfusion.TransfusionTask(CONFIG)
   out = jax.jit(task.likelihood)({'params': params}, batch, jax.random.key(0))
   assert out['cross_entropy'][1] == np.sum(batch['weight_BL'])
   # Text after an image: 4, 6 7 | 3 2 | 5 4 (bracket) 1 | 1.
   assert out['cross_entropy_after_image'][1] == 3 + 2 + 4 + 1
-  time_BI = jnp.zeros((B, I), jnp.int32)
+  is_alone = ~np.array([[is_paired(batch, b, at) for at in range(L)] for b in range(B)])
+  assert out['cross_entropy_text'][1] == np.sum(batch['weight_BL'] * is_alone)
+  time_BI = jnp.ones((B, I), jnp.int32)  # never 0, which no clean images train
   hidden, _ = jax.jit(
     lambda x: Transfusion(CONFIG).apply({'params': params}, *rows_of(batch), x, time_BI)
   )(batch['latent_BIYXC'])
@@ -476,7 +490,7 @@ BAD = {
   'expected three different ids below model.vocab_size 11': {'boi_id': 11},
   'an image takes 66 positions, but model.length is 24': {'latent_size': 16},
   'model.caption_dropout is 1.0, expected it in': {'caption_dropout': 1.0},
-  'model.clean_timestep is 2, expected 0 or 1': {'clean_timestep': 2},
+  'model.clean_timestep is 2, expected 0, 1 or None': {'clean_timestep': 2},
 }
 
 
@@ -494,7 +508,7 @@ def test_batches_that_do_not_fit_are_named(batch):
     init(latent_BIYXC=jnp.zeros((B, I, 4, 6, 3)))
   with pytest.raises(ConfigError, match='places for 0 images, expected at least 1'):
     init(latent_BIYXC=jnp.zeros((B, 0, 4, 4, 3)))
-  with pytest.raises(ConfigError, match='rows have 25 positions, but model.length is 24'):
+  with pytest.raises(ConfigError, match='rows have 25 positions .* but model.length is 24'):
     init(ids_BL=jnp.zeros((B, 25), int))
   with pytest.raises(ConfigError, match='model.row_length is 40, expected 2 to model.length 24'):
     transfusion.make_task({**TINY, 'row_length': 40})

@@ -54,7 +54,7 @@ class Uncached:
     self.append(self.config.eoi_id)
 
   def text(self, config):
-    clean = self.config.clean_timestep
+    clean = self.config.given_timestep
     logits, _ = self.through(self.latents or [np.zeros(self.config.latent_shape)],
                              [clean] * max(1, len(self.latents)))  # fmt: skip
     fits = self.fits(1) and len(self.latents) < self.most
@@ -69,7 +69,7 @@ class Uncached:
     first, number = self.length, len(self.latents) + 1
     key = jax.random.fold_in(self.key, first)
     normal = lambda i: jax.random.normal(jax.random.fold_in(key, i), self.config.latent_shape)
-    x, clean = normal(0), [self.config.clean_timestep] * len(self.latents)
+    x, clean = normal(0), [self.config.given_timestep] * len(self.latents)
     for p in range(self.config.num_patches):
       self.append(0, number, p)
     # The caption: from the last bracket, or the beginning, to this image's bracket.
