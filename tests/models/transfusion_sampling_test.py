@@ -242,3 +242,8 @@ def test_what_cannot_be_drawn_is_named(params):
     run(sampler=SamplerConfig(4, method='euler'))
   with pytest.raises(ConfigError, match='more than length=3'):
     prompts(CONFIG, [[1, 2, 3, 4]], S, length=3)
+
+
+def test_given_images_stand_at_a_timestep_that_is_trained():
+  at = lambda **settings: dataclasses.replace(CONFIG, **settings).given_timestep
+  assert at() == 1 and at(clean_rate=0.5) == 0 and at(clean_timestep=0) == 0

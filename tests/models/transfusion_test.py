@@ -380,35 +380,21 @@ def test_the_flow_objective_predicts_the_velocity_of_a_straight_path(params, bat
   assert np.isfinite(value) and value != grads_of(params, batch, COUNTS)[0][0]
 
 
-def is_paired(batch, b, at) -> bool:
-  """Whether there is an image in the document of a position."""
-  same = batch['segment_BL'][b] == batch['segment_BL'][b, at]
-  return bool((batch['image_BL'][b][same] > 0).any())
-
-
-def test_given_images_stand_at_a_timestep_that_is_trained():
-  at = lambda **settings: dataclasses.replace(CONFIG, **settings).given_timestep
-  assert at() == 1 and at(clean_rate=0.5) == 0
-  assert at(clean_timestep=0) == 0 and at(clean_timestep=1, clean_rate=0.5) == 1
-
-
 def test_evaluations_are_those_of_the_terms(params, batch, forward):
   task = transfusion.TransfusionTask(CONFIG)
   out = jax.jit(task.likelihood)({'params': params}, batch, jax.random.key(0))
   assert out['cross_entropy'][1] == np.sum(batch['weight_BL'])
   # Text after an image: 4, 6 7 | 3 2 | 5 4 (bracket) 1 | 1.
   assert out['cross_entropy_after_image'][1] == 3 + 2 + 4 + 1
-  is_alone = ~np.array([[is_paired(batch, b, at) for at in range(L)] for b in range(B)])
-  assert out['cross_entropy_text'][1] == np.sum(batch['weight_BL'] * is_alone)
-  time_BI = jnp.ones((B, I), jnp.int32)  # never 0, which no clean images train
-  hidden, _ = jax.jit(
-    lambda x: Transfusion(CONFIG).apply({'params': params}, *rows_of(batch), x, time_BI)
-  )(batch['latent_BIYXC'])
+  paired = [set(s[i > 0].tolist()) for s, i in zip(batch['segment_BL'], batch['image_BL'])]
+  is_alone = [[s not in of for s in row.tolist()] for row, of in zip(batch['segment_BL'], paired)]
+  assert out['cross_entropy_text'][1] == np.sum(batch['weight_BL'] * np.array(is_alone))
+  given = (*rows_of(batch), batch['latent_BIYXC'], jnp.ones((B, I), jnp.int32))
+  hidden, _ = jax.jit(Transfusion(CONFIG).apply)({'params': params}, *given)
   log_p = jax.nn.log_softmax(hidden @ params['head']['table'].T)
   nll = -np.take_along_axis(log_p[:, :-1], batch['ids_BL'][:, 1:, None], -1)[..., 0]
   expected = np.sum(nll * batch['weight_BL'][:, 1:])
   np.testing.assert_allclose(out['cross_entropy'][0], expected, rtol=1e-5)
-
   out = jax.jit(task.denoising)({'params': params}, batch, jax.random.key(0))
   names = [f'denoising_{t}' for t in (5, 15, 25, 35, 45)]
   assert set(out) == {'denoising', *names}
