@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _name(options: argparse.Namespace) -> str:
-  return ' '.join(filter(None, [options.verb, getattr(options, 'method', '')]))
+  # `--method` of other verbs is a setting.
+  method = getattr(options, 'method', None) if options.verb == 'curate' else None
+  return ' '.join(filter(None, [options.verb, method]))
 
 
 def _is_the_users(error: OSError) -> bool:
@@ -79,7 +81,7 @@ def _described(error: Exception, options: argparse.Namespace) -> str:
 
 def _flags_of(message: str, options: argparse.Namespace) -> list[str]:
   """Flags of the settings that a message calls by the names that a program has for them."""
-  no_flags = ('verb', 'method', 'run', 'model', 'overrides', 'takes_overrides', 'flags')
+  no_flags = ('verb', 'method', 'run', 'model', 'overrides', 'takes_overrides', 'flags', 'unset')
   names = [name for name in vars(options) if name not in no_flags]
   flags = {name: '--' + name.replace('_', '-') for name in names}
   flags |= getattr(options, 'flags', {})

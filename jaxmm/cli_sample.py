@@ -7,6 +7,13 @@ from typing import Any
 
 from jaxmm.config import ConfigError
 
+_OF_TOKENS = ('temperature', 'top_k', 'top_p', 'greedy')
+# Options that some kinds of models have a use for.
+_OF_SOME = (
+  'image', 'steps', 'method', 'guidance', 'guidance_interval', 'length', 'tokenizer', 'num',
+  'labels', 'array', *_OF_TOKENS,
+)  # fmt: skip
+
 
 def add_options(p) -> None:
   """The options of the verb."""
@@ -24,7 +31,12 @@ def add_options(p) -> None:
     help='pictures that a model of text and images describes, or changes as a --prompt says',
   )
   add_sampler_options(p)
-  p.add_argument('--length', type=int, default=256, metavar='N', help='new bytes or tokens of text')
+  p.add_argument(
+    '--length',
+    type=int,
+    metavar='N',
+    help='new bytes or tokens of text (default: 256), or of what is said of an image (64)',
+  )
   p.add_argument(
     '--tokenizer', metavar='DIR', help='default: the one whose codes the model was trained on'
   )
@@ -50,6 +62,7 @@ def add_options(p) -> None:
   p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
   p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
+  p.set_defaults(unset={name: p.get_default(name) for name in _OF_SOME})
 
 
 def add_sampler_options(p) -> None:
@@ -79,6 +92,8 @@ def run(options) -> int:
     raise ConfigError('--output FILE.png is needed for images; for text give a --prompt')
   from jaxmm.studies import pictures
 
+  of_classes = ('num', 'labels', 'tokenizer', 'array', 'guidance', 'guidance_interval')
+  _refuse_others(options, 'images of classes', *of_classes, *_OF_TOKENS)
   print(
     pictures.sample(
       options.model,
@@ -96,13 +111,14 @@ def run(options) -> int:
 
 
 def _of_tokens(options) -> dict[str, Any]:
-  names = ('seed', 'temperature', 'top_k', 'top_p', 'greedy')
-  return {name: getattr(options, name) for name in names}
+  return {name: getattr(options, name) for name in ('seed', *_OF_TOKENS)}
 
 
-def _refuse_labels(options, given: str) -> None:
-  if options.labels is not None:
-    raise ConfigError(f'--labels is of models of classes, but there is {given}; leave one out')
+def _refuse_others(options, what: str, *used: str) -> None:
+  """Refuses options that were given and that do nothing for `what`."""
+  for name, value in options.unset.items():
+    if name not in used and getattr(options, name) != value:
+      raise ConfigError(f'--{name.replace("_", "-")} does nothing for {what}; leave it out')
 
 
 def _from_prompts(options) -> int:
@@ -110,9 +126,11 @@ def _from_prompts(options) -> int:
   from jaxmm.studies.loaded import LoadedMixed
   from jaxmm.studies.loaded_codes import LoadedCodesLm
 
-  _refuse_labels(options, 'a --prompt')
   model = loading.load(options.model)
   if isinstance(model, LoadedMixed):
+    drawn = _OF_TOKENS if isinstance(model, LoadedCodesLm) else ('steps', 'method')
+    used = ('image', 'guidance', 'tokenizer', 'array', *drawn)
+    _refuse_others(options, 'images of a --prompt', *used)
     if not options.output:
       raise ConfigError('--output FILE.png is needed for what a model of text and images draws')
     of_codes = dict(_of_tokens(options), guidance_scale=options.guidance)
@@ -128,13 +146,11 @@ def _from_prompts(options) -> int:
     )
     print(done)
     return 0
-  for name in ('image', 'tokenizer', 'array'):
-    if getattr(options, name) is not None:
-      raise ConfigError(f'--{name} is of images, but {options.model} writes text; leave it out')
+  _refuse_others(options, 'text behind a --prompt', 'length', 'guidance', *_OF_TOKENS)
   done = texts.sample(
     model,
     options.prompt,
-    length=options.length,
+    length=256 if options.length is None else options.length,
     output=options.output,
     show=lambda text: print(text, end='', flush=True),
     guidance_scale=options.guidance,
@@ -147,11 +163,12 @@ def _from_prompts(options) -> int:
 def _describe(options) -> int:
   from jaxmm.studies import loading, texts
 
-  _refuse_labels(options, 'an --image')
+  described = ('image', 'length', 'tokenizer', *_OF_TOKENS)
+  _refuse_others(options, 'the description of an --image', *described)
   done = texts.describe(
     loading.load(options.model),
     options.image,
-    length=options.length,
+    length=64 if options.length is None else options.length,
     output=options.output,
     autoencoder=options.tokenizer,
     show=lambda text: print(text, flush=True),

@@ -88,7 +88,10 @@ def said_of(files, monkeypatch, tmp_path, capsys, settings, status=2):
     ({'data.name': 'bytes', 'data.path': 'empty.txt'}, ('holds no bytes',)),
     ({'data.name': 'bytes', 'data.path': 'nothing'}, ("data.path 'nothing' holds no files",)),
     ({'model.patch': 5}, ('model.length is 64', 'a multiple of model.patch 5, such as 65')),
-    ({'data.text.length': 30}, ('rows of 30 bytes (data.text.length', 'multiple of model.patch 4')),
+    (
+      {'data.text.length': 30, 'data.text.align': 1},
+      ('rows of 30 bytes (data.text.length', 'multiple of model.patch 4'),
+    ),
     ({'data.text.length': 32}, ('rows of 32 bytes', 'is told 64', 'set model.row_length=32')),
     (AS_PICTURES, ("data.name is 'images'", 'image_BYXC', "data.bytes.image_order='patch'")),
     (
@@ -108,7 +111,7 @@ def said_of(files, monkeypatch, tmp_path, capsys, settings, status=2):
     ({'data.text.pad_id': 257}, ('data.text.pad_id has id 257', 'model.vocab_size is 256')),
     (
       {'model.separate_documents': True, 'data.text.align': 2},
-      ('data.text.align is 2', 'multiples of model.patch 4', 'set data.text.align=4'),
+      ('patches of 4 bytes, but data.text.align is 2', 'set data.text.align=4'),
     ),
   ],
 )

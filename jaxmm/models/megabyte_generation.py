@@ -94,6 +94,17 @@ def prompts(
   return prompt_BN, length_B
 
 
+def check_ids(rows: Sequence[bytes | Sequence[int]], config: MegabyteConfig) -> None:
+  """Raises ConfigError where a prompt has an id that the model does not know, which gives NaN."""
+  for i, row in enumerate(rows):
+    outside = [byte for byte in row if not 0 <= byte < config.vocab_size]
+    if outside:
+      raise ConfigError(
+        f'prompt {i} has byte {outside[0]}, but model.vocab_size is {config.vocab_size} (0 to '
+        f'{config.vocab_size - 1}); was it written for another model?'
+      )
+
+
 def generate(
   layout: Layout,
   params: Mapping[str, Any],
@@ -170,6 +181,7 @@ def stream(
   A row's last piece ends with `stop_id`; then its pieces are empty. Arguments as of `generate`, the
   prompts as `prompts` takes them.
   """
+  check_ids(rows, config)
   prompt_BN, length_B = prompts(rows)
   state = _begin(params, config, prompt_BN, length_B, sampling, num_bytes)
   total, known = state.bytes_BT.shape[1] // config.patch, prompt_BN.shape[1] // config.patch

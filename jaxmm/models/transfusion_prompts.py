@@ -56,8 +56,8 @@ def prompts(
     num_images: images that a row has room for, likewise; None is the largest number, or 1.
 
   Raises:
-    ConfigError: an empty prompt, one that does not fit, brackets among the ids, an image of another
-      shape.
+    ConfigError: an empty prompt, one that does not fit, brackets among the ids or ids outside the
+      vocabulary, an image of another shape.
   """
   given = [[np.asarray(item) for item in row if np.ndim(item)] for row in prompt]
   filled = [_filled(config, i, row, num_positions) for i, row in enumerate(prompt)]
@@ -98,6 +98,12 @@ def _filled(config: TransfusionConfig, number: int, row: Sequence[Any], num_posi
     ids += [config.boi_id, *[0] * P, config.eoi_id]
     image += [0, *[num] * P, 0]
     patch += [0, *range(P), 0]
+  outside = [i for i in ids if not 0 <= i < config.vocab_size]
+  if outside:
+    raise ConfigError(
+      f'prompt {number} has id {outside[0]}, but model.vocab_size is {config.vocab_size} (ids 0 to '
+      f'{config.vocab_size - 1}); was it encoded for another model?'
+    )
   last_is_boi = bool(row) and not np.shape(row[-1]) and int(row[-1]) == config.boi_id
   brackets = [int(i) for i in row if not np.shape(i) and int(i) in (config.boi_id, config.eoi_id)]
   if len(brackets) > last_is_boi:

@@ -47,12 +47,19 @@ class LoadedMixed(LoadedRun):
     """The run in `directory`; None is that which made what the model was trained on, at its step.
 
     Raises:
-      ConfigError: the run read pixels, or its autoencoder is gone.
+      ConfigError: the run read pixels, its autoencoder is gone, or another kind of run is named.
     """
     from jaxmm.studies import loading  # which imports this file
 
+    wanted = {'latents': loading.LoadedAutoencoder, 'codes': loading.LoadedTokenizer}[self.stored]
     if directory:
-      return loading.load(directory)
+      named = loading.load(directory)
+      if not isinstance(named, wanted):
+        raise ConfigError(
+          f'{directory} is a run of {named.config["task"]}, which makes no {self.stored}; name the '
+          f'run that made those that {self.directory} was trained on'
+        )
+      return named
     store = self.config['data'].get('mixed', {}).get(self.stored)
     if not store:
       raise ConfigError(
@@ -60,6 +67,11 @@ class LoadedMixed(LoadedRun):
         'it (autoencoder=DIR, --tokenizer DIR)'
       )
     meta = ArrayStore(store).meta
+    if 'tokenizer' not in meta:
+      raise ConfigError(
+        f'{store} does not say what made its {self.stored}; name the run (autoencoder=DIR, '
+        '--tokenizer DIR)'
+      )
     near = pathlib.Path(store, meta['tokenizer_relative'])
     found = near if (near / 'config.json').is_file() else pathlib.Path(meta['tokenizer'])
     return loading.load(found, step=meta['tokenizer_step'])

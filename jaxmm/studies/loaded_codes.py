@@ -21,7 +21,7 @@ from jaxmm.core.decoding import SamplingConfig
 from jaxmm.data.mixed import MixedConfig
 from jaxmm.models import lm
 from jaxmm.studies.loaded import LoadedMixed
-from jaxmm.studies.loaded_text import Codec, LoadedLm, lm_generate
+from jaxmm.studies.loaded_text import Codec, LoadedLm, lm_generate, prompt_bytes
 from jaxmm.task import example_keys
 
 
@@ -59,7 +59,9 @@ class LoadedCodesLm(LoadedMixed, LoadedLm):
       ConfigError: texts too long for an image behind them, or settings that cannot be.
     """
     encode = Codec.of(self.config).encode
-    return self._drawn([encode(p.encode()) for p in prompts], autoencoder, seed, batch, sampling)
+    return self._drawn(
+      [encode(p) for p in prompt_bytes(prompts)], autoencoder, seed, batch, sampling
+    )
 
   def edit(
     self,
@@ -75,13 +77,14 @@ class LoadedCodesLm(LoadedMixed, LoadedLm):
 
     The model must have been trained on such sequences (`parts` of `data.captions`).
     """
+    given = prompt_bytes(instructions)
     if len(image_BYXC) != len(instructions):
       raise ConfigError(
         f'there are {len(image_BYXC)} images and {len(instructions)} instructions, expected one '
         'for each'
       )
     encode, images = Codec.of(self.config).encode, self._image_ids(image_BYXC, autoencoder)
-    rows = [[*ids, *encode(text.encode())] for ids, text in zip(images, instructions)]
+    rows = [[*ids, *encode(text)] for ids, text in zip(images, given)]
     return self._drawn(rows, autoencoder, seed, batch, sampling)
 
   def describe(
@@ -106,8 +109,16 @@ class LoadedCodesLm(LoadedMixed, LoadedLm):
   def _image_ids(self, image_BYXC: np.ndarray, autoencoder) -> list[list[int]]:
     """Each image as it stands in a row, brackets included."""
     mixed = self.mixed
-    codes_BP = self.autoencoder(autoencoder).encode(image_BYXC) + mixed.first_code
-    return [[mixed.boi_id, *codes, mixed.eoi_id] for codes in codes_BP.tolist()]
+    codes_BP = self.autoencoder(autoencoder).encode(image_BYXC)
+    if codes_BP.shape[1] != mixed.patches:
+      raise ConfigError(
+        f'images of shape {list(np.shape(image_BYXC)[1:])} have {codes_BP.shape[1]} codes, but the '
+        f'model was trained on {mixed.patches} an image; give images of the size that it was '
+        'trained on'
+      )
+    return [
+      [mixed.boi_id, *codes, mixed.eoi_id] for codes in (codes_BP + mixed.first_code).tolist()
+    ]
 
   def _drawn(self, rows, autoencoder, seed: int, batch: int, sampling) -> np.ndarray:
     """The image behind each row of ids."""
@@ -116,6 +127,12 @@ class LoadedCodesLm(LoadedMixed, LoadedLm):
     mixed, decoder = self.mixed, self.autoencoder(autoencoder)
     rows = [[*Codec.of(self.config).before, *row, mixed.boi_id] for row in rows]
     allowed = (mixed.first_code, mixed.first_code + decoder.num_codes)
+    if allowed[1] > self.task.config.vocab_size:
+      raise ConfigError(
+        f'the tokenizer in {decoder.directory} has {decoder.num_codes} codes, but the vocabulary of '
+        f'{self.directory} ends after {self.task.config.vocab_size - mixed.first_code}; name the '
+        'one whose codes it was trained on'
+      )
     ids_BP = self._new_ids(rows, mixed.patches, seed, batch, sampling | {'allowed': allowed})
     return decoder.decode(ids_BP - mixed.first_code)
 

@@ -20,7 +20,7 @@ from jaxmm.core.decoding import SamplingConfig
 from jaxmm.core.diffusion import SamplerConfig
 from jaxmm.models import transfusion, transfusion_prompts, transfusion_sampling
 from jaxmm.studies.loaded import LoadedMixed
-from jaxmm.studies.loaded_text import Codec
+from jaxmm.studies.loaded_text import Codec, prompt_bytes
 from jaxmm.task import example_keys
 
 # Compiled once for all calls of one shape and settings.
@@ -67,10 +67,9 @@ class LoadedTransfusion(LoadedMixed):
     Raises:
       ConfigError: texts too long for an image behind them, or settings that cannot be.
     """
-    encode = Codec.of(self.config).encode
-    rows = [encode(p.encode()) for p in prompts]
-    latent = self.latents_after(rows, seed=seed, batch=batch, **sampler)
-    return self.autoencoder(autoencoder).decode(latent, batch=batch)
+    coder, encode = self.autoencoder(autoencoder), Codec.of(self.config).encode
+    rows = [encode(p) for p in prompt_bytes(prompts)]
+    return coder.decode(self.latents_after(rows, seed=seed, batch=batch, **sampler), batch=batch)
 
   def edit(
     self,
@@ -97,13 +96,14 @@ class LoadedTransfusion(LoadedMixed):
       ConfigError: as many texts as images are wanted; else as `draw`.
     """
     coder, encode = self.autoencoder(autoencoder), Codec.of(self.config).encode
+    given = prompt_bytes(instructions)
     if len(image_BYXC) != len(instructions):
       raise ConfigError(
         f'there are {len(image_BYXC)} images and {len(instructions)} instructions, expected one '
         'for each'
       )
     latent = coder.encode(image_BYXC, batch)
-    rows = [[x, *encode(text.encode())] for x, text in zip(latent, instructions)]
+    rows = [[x, *encode(text)] for x, text in zip(latent, given)]
     return coder.decode(self.latents_after(rows, seed=seed, batch=batch, **sampler), batch=batch)
 
   def latents_after(
@@ -175,6 +175,10 @@ class LoadedTransfusion(LoadedMixed):
       batch: images that are described at one time.
       autoencoder: see `draw`.
       **sampling: of `SamplingConfig`, without guidance.
+
+    Raises:
+      ConfigError: images of another size, a length for which there is no room behind an image, or
+        settings that cannot be.
     """
     latent = self.autoencoder(autoencoder).encode(image_BYXC, batch)
     return self.texts_after(latent, length, seed=seed, batch=batch, **sampling)
@@ -192,6 +196,16 @@ class LoadedTransfusion(LoadedMixed):
     """`describe` of latents; `echo` is given progress lines."""
     config, codec = self.task.config, Codec.of(self.config)
     settings, texts = configs.from_mapping(SamplingConfig, sampling, 'sampling'), []
+    room = config.length - len(codec.before) - config.num_patches - 2
+    if not 1 <= length <= room:
+      raise ConfigError(
+        f'length is {length}, but behind an image model.length {config.length} has room for {room} '
+        f'tokens: expected 1 to {room}'
+      )
+    if settings.is_guided:
+      raise ConfigError(
+        f'guidance_scale of text is {settings.guidance_scale}, but only images are guided; use 1'
+      )
     for index, chunk in _chunks(list(latent_BYXC), batch):
       ids = _caption(
         self._layout, self.variables['params'], latent_BYXC=np.stack(chunk),

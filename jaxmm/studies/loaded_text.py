@@ -113,11 +113,7 @@ class LoadedMegabyte(LoadedText):
     num = self.task.config.vocab_size
     if num > 256:
       raise ConfigError(f'model.vocab_size is {num}; only bytes can be written')
-    if any(max(prompt, default=0) >= num for prompt in given):
-      raise ConfigError(
-        f'a prompt has the byte {max(map(max, filter(None, given)))}, but model.vocab_size is '
-        f'{num}: this model knows bytes up to {num - 1}'
-      )
+    megabyte_generation.check_ids(given, self.task.config)
     return given
 
   def _stream(self, rows, length, key_B, sampling):

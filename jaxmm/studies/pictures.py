@@ -15,6 +15,7 @@ from jaxmm.data import transforms
 from jaxmm.report.images import tiled
 from jaxmm.studies import loading, run
 from jaxmm.studies.loaded import LoadedMixed
+from jaxmm.studies.loaded_text import LoadedText
 
 # What a grid shows at most; all samples are in the array.
 _GRID = 256
@@ -84,7 +85,11 @@ def sample(
   _check_wanted(output, num)
   loaded = loading.load(directory)
   if not isinstance(loaded, loading.LoadedImageLm):
-    raise ConfigError(f'{directory} is a run of {loaded.config["task"]}, expected an image model')
+    takes_prompts = isinstance(loaded, LoadedMixed | LoadedText)
+    mend = ' of classes; give this one a --prompt' if takes_prompts else ''
+    raise ConfigError(
+      f'{directory} is a run of {loaded.config["task"]}, expected an image model{mend}'
+    )
   classes = list(labels) if labels else list(range(loaded.task.config.num_classes))
   images = loaded.sample(np.resize(classes, num), seed=seed, tokenizer=tokenizer, **sampling)
   shown = images[:_GRID]

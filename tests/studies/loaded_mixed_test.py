@@ -267,6 +267,29 @@ def test_what_cannot_be_is_said(model):
     model.edit(picture, ['a' * 62], steps=1)
   with pytest.raises(ConfigError, match='batch is 0'):
     model.draw(['a'], steps=1, batch=0)
+  with pytest.raises(ConfigError, match='prompts is .a frog., expected a list of texts'):
+    model.draw('a frog', steps=1)
+  with pytest.raises(ConfigError, match='steps is 0'):
+    model.draw(['a'], steps=0)
+  for length in (0, 94):
+    with pytest.raises(ConfigError, match=f'length is {length}, .* has room for 93 tokens'):
+      model.describe(picture, length)
+  with pytest.raises(ConfigError, match='guidance_scale of text is 2.0, but only images'):
+    model.describe(picture, 3, guidance_scale=2.0)
+  with pytest.raises(ConfigError, match=r'prompt 0 has id 999, but model.vocab_size is 261'):
+    model.latents_after([[5, 999]], steps=1)
+  with pytest.raises(ConfigError, match='is a run of jaxmm.models.transfusion, which makes no lat'):
+    model.draw(['a'], steps=1, autoencoder=model.directory)
+
+
+def test_the_same_on_one_device_as_on_all(model):
+  alone = dataclasses.replace(model, variables=jax.device_put(model.variables, jax.devices()[5]))
+  assert len(jax.tree.leaves(model.variables)[0].sharding.device_set) == 8
+  rows = [[*b'colour 3'], [*b'another']]
+  ours, theirs = (m.latents_after(rows, steps=3, guidance_scale=2.0) for m in (model, alone))
+  np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  pictures = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
+  assert model.describe(pictures, 6, seed=1) == alone.describe(pictures, 6, seed=1)
 
 
 def test_from_the_terminal(model, tmp_path, capsys):
@@ -281,6 +304,25 @@ def test_from_the_terminal(model, tmp_path, capsys):
   assert str(one) in capsys.readouterr().out
   assert cli.main([*words, '--prompt', 'a']) == 2
   assert '--output' in capsys.readouterr().err
+  drawing = [*words, '--prompt', 'a', '--output', str(out)]
+  for more, message in (
+    (['--length', '3'], 'jaxmm sample: --length does nothing for images of a --prompt'),
+    (['--num', '3'], '--num does nothing for images of a --prompt'),
+    (['--method', 'magic'], "jaxmm sample: method is 'magic', expected one of ancestral"),
+    (['--steps', '0'], 'steps is 0, expected at least 1 (--steps)'),
+    (['--tokenizer', str(model.directory)], 'which makes no latents'),
+  ):
+    assert cli.main([*drawing, *more]) == 2
+    assert message in capsys.readouterr().err
+  for more, message in (
+    (['--image', str(one), '--guidance', '3'], '--guidance does nothing for the description'),
+    (['--image', str(one), '--length', '99'], 'room for 93 tokens: expected 1 to 93 (--length)'),
+    (['--image', str(rows)], 'rows.jsonl is no picture that can be read'),
+    (['--image', str(tmp_path / 'gone.png')], 'No such file'),
+    (['--output', str(out)], 'expected an image model of classes; give this one a --prompt'),
+  ):
+    assert cli.main([*words, *more]) == 2
+    assert message in capsys.readouterr().err
 
 
 COLOURS = {'red': (220, 40, 40), 'blue': (40, 40, 220), 'green': (40, 200, 60)}

@@ -127,7 +127,7 @@ def test_a_batch_of_nothing(trained, capsys):
 def test_options_of_images_and_of_text_do_not_mix(trained, capsys):
   words = ['sample', '--run', str(trained['lm'])]
   assert cli.main([*words, '--prompt', 'a', '--labels', '1']) == 2
-  assert '--labels is of models of classes' in capsys.readouterr().err
+  assert '--labels does nothing for text behind a --prompt' in capsys.readouterr().err
   assert cli.main(words) == 2
   assert '--output' in capsys.readouterr().err
 
