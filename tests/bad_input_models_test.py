@@ -141,6 +141,7 @@ def test_bytes(settings, parts, files, monkeypatch, tmp_path, capsys):
     ({'data.mixed.boi_id': 300}, ('data.mixed.boi_id has id 300', 'model.vocab_size is 261')),
     ({'data.text.bos_id': 300}, ('data.text.bos_id has id 300', 'model.vocab_size is 261')),
     ({'model.null_id': 257}, ('model.null_id is 257', 'data.text.bos_id, too')),
+    ({'model.null_id': 255}, ('model.null_id is 255', "tokenizer 'bytes' gives", 'behind the 256')),
     ({'model.latent_channels': 8}, ('latents are [4, 4, 4]', 'expects [4, 4, 8]')),
     ({'model.length': 100}, ('rows have 160 positions', 'model.length is 100')),
     ({'model.caption_dropout': 1.5}, ('model.caption_dropout is 1.5',)),

@@ -8,7 +8,13 @@
 Arguments: `0.16B` (default), `0.37B`, `0.76B`, `1.4B`, `7B`: the controlled runs of 0.5T tokens
 (section 4.1), 512 rows of 4096 positions a step, linear patches, no noise limit; `large`: the 7B
 model with U-Net patches, 4M tokens a step, 2T tokens (section 4.4). For the ablations set
---config.model.patches=unet, model.patch, model.attention=causal, model.noise_limit=500.
+--config.model.patches=unet, model.patch=K (`mixed.patches` of both data sections follow it),
+model.attention=causal, model.noise_limit=500.
+
+TOKENIZER.json is a BPE of up to 32,000 ordinary ids that `BpeTokenizer.train` of
+`jaxmm.tokenizers.text` made and saved (`vocab_size=32_003` with its three special tokens); without
+it text is bytes. The paper's own, of Llama 2, is not read. Padding and the null caption, bos, eos
+and the brackets have the five ids behind 32,000, whatever the tokenizer.
 
 From the paper: sizes, rows, tokens a step, steps, optimizer, schedule, loss weight, 4:1 captions
 first, noise limit. Not given there, and here our choice: the rate of dropped captions (0.1), how
@@ -21,7 +27,8 @@ from ml_collections import ConfigDict, FieldReference
 from jaxmm.config import ConfigError
 
 SIZES = ('0.16B', '0.37B', '0.76B', '1.4B', '7B')
-LENGTH, VOCABULARY = 4096, 32_000
+LENGTH, TEXT = 4096, 32_000  # positions of a row, ordinary ids
+LATENT = 32  # pixels of a latent along a side
 
 
 def get_config(what: str = '0.16B') -> ConfigDict:
@@ -31,18 +38,23 @@ def get_config(what: str = '0.16B') -> ConfigDict:
   # eval_data follows what is set for data.
   path = FieldReference('')
   mixed = {name: FieldReference('') for name in ('captions', 'latents', 'text_path')}
-  of_all = dict(
-    image_field='image', length=LENGTH, patches=256, boi_id=31_998, eoi_id=31_999, max_images=15,
-  )  # fmt: skip
+  mixed['image_field'] = FieldReference('image')
+  patch = FieldReference(2)
+  side = FieldReference(LATENT) // patch
+  patches = side * side
+  of_all = dict(length=LENGTH, boi_id=TEXT + 3, eoi_id=TEXT + 4, max_images=15)
   tokenizer = FieldReference('bytes')
-  special = dict(bos_id=1, eos_id=2, pad_id=0)
+  special = dict(bos_id=TEXT + 1, eos_id=TEXT + 2, pad_id=TEXT)
   data = dict(
-    name='mixed', path=path, split='train', threads=16, prefetch=8, mixed=dict(mixed, **of_all),
+    name='mixed', path=path, split='train', threads=16, prefetch=8,
+    mixed=dict(mixed, patches=patches, **of_all),
     text=dict(tokenizer=tokenizer, **special),
   )  # fmt: skip
   held_out = dict(
     data, path=path.identity(), split='test',
-    mixed=dict({name: v.identity() for name, v in mixed.items()}, **of_all),
+    mixed=dict(
+      {name: v.identity() for name, v in mixed.items()}, patches=patches.identity(), **of_all
+    ),
     text=dict(tokenizer=tokenizer.identity(), **special),
   )  # fmt: skip
   is_large, is_sharded = what == 'large', what in ('1.4B', '7B', 'large')
@@ -53,8 +65,9 @@ def get_config(what: str = '0.16B') -> ConfigDict:
       steps=500_000 if is_large else 250_000,
       batch=1024 if is_large else 512,
       model=dict(
-        size='7B' if is_large else what, length=LENGTH, vocab_size=VOCABULARY, row_images=15,
-        dtype='bfloat16', remat='dots', attention_backend='chunked', loss_chunk=512,
+        size='7B' if is_large else what, length=LENGTH, vocab_size=TEXT + 5, row_images=15,
+        latent_size=LATENT, patch=patch, dtype='bfloat16', remat='dots',
+        attention_backend='chunked', loss_chunk=512,
       ),
       data=data,
       eval_data=held_out,

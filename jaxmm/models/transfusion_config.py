@@ -15,7 +15,11 @@ from jaxmm.core import diffusion, positions, transformer
 from jaxmm.models import transfusion_patches as patches
 from jaxmm.models import transfusion_rows as rows
 
-_PAPER = {'vocab_size': 32_000, 'length': 4096, 'boi_id': 31_998, 'eoi_id': 31_999, 'null_id': 0}
+# 32,000 ids of text, as the paper has; behind them padding (which is the null caption, too), bos,
+# eos and the two brackets.
+_PAPER = {
+  'vocab_size': 32_005, 'length': 4096, 'boi_id': 32_003, 'eoi_id': 32_004, 'null_id': 32_000,
+}  # fmt: skip
 # Two that train on a laptop, and the paper's (table 2).
 PRESETS: dict[str, dict[str, Any]] = {
   'micro': {'depth': 2, 'width': 64, 'num_heads': 2, 'hidden_multiple': 32, 'latent_size': 8},

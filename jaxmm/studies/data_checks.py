@@ -158,6 +158,13 @@ def _check_layout(model: transfusion.TransfusionConfig, section: str, data: Batc
         f'model.null_id is {model.null_id}, which is {section}.text.{field}, too; it stands for a '
         'dropped caption and must mean nothing else (the padding of rows will do)'
       )
+  num_ordinary = text.load(special.tokenizer).num_ordinary
+  if model.null_id < num_ordinary:
+    raise ConfigError(
+      f'model.null_id is {model.null_id}, which {section}.text.tokenizer {special.tokenizer!r} '
+      'gives to text; it stands for a dropped caption and is never drawn, so set it behind the '
+      f'{num_ordinary} ids of the tokenizer (the padding of rows will do)'
+    )
 
 
 def _check_makers(batches: Mapping[str, Batches]) -> None:

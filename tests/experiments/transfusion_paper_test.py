@@ -1,0 +1,77 @@
+"""Rows for the paper's Transfusion: any tokenizer of ours, and another size of patches."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmm import config as configs
+from jaxmm.config import ConfigError
+from jaxmm.data.array_store import ArrayStoreWriter
+from jaxmm.studies import run
+from jaxmm.tokenizers import text
+from tests.experiments.configs_test import ROOT
+
+# Ids 0, 1 and 2 of a byte-level BPE are '!', '"' and '#'.
+CAPTIONS = [f'"picture" #{i}!' for i in range(6)]
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+  """Captioned pictures, their latents, and a tokenizer trained on the captions."""
+  at = tmp_path_factory.mktemp('files')
+  (at / 'pictures').mkdir()
+  for i in range(len(CAPTIONS)):
+    Image.new('RGB', (8, 8)).save(at / 'pictures' / f'{i}.png')
+  records = ({'image': f'{i}.png', 'caption': caption} for i, caption in enumerate(CAPTIONS))
+  (at / 'captions.jsonl').write_text('\n'.join(map(json.dumps, records)))
+  text.BpeTokenizer.train(CAPTIONS, 280).save(at / 'tokenizer.json')
+  num = len(CAPTIONS)
+  fields = {'latents': ((32, 32, 8), 'float32'), 'valid': ((), 'bool')}
+  writer = ArrayStoreWriter(at / 'latents', fields, num, num, {'tokenizer_step': 1})
+  latents = np.zeros((num, 32, 32, 8), np.float32)
+  writer.write_shard(0, {'latents': latents, 'valid': np.ones(num, bool)})
+  return at
+
+
+def config_of(files, **model):
+  config = configs.load_config(f'{ROOT}/transfusion/paper.py')
+  config.data.path = str(files / 'pictures')
+  config.data.split = 'all'
+  config.data.text.tokenizer = str(files / 'tokenizer.json')
+  config.data.mixed.captions = str(files / 'captions.jsonl')
+  config.data.mixed.latents = str(files / 'latents')
+  with config.unlocked():
+    config.model.update(model)
+  return config
+
+
+def batches_of(config):
+  """The training batches, after the checks that a run makes."""
+  batches = run.make_batches(config, train=True, batch=1)
+  run.check_data(run.make_task(config), {'data': batches})
+  return batches
+
+
+@pytest.mark.parametrize('patch', [2, 4])
+def test_rows_hold_the_texts_and_patches_of_another_size_follow(patch, files):
+  config = config_of(files, patch=patch)
+  assert config.eval_data.mixed.captions == config.data.mixed.captions
+  batch = next(batches_of(config).once())
+  num = (32 // patch) ** 2
+  assert config.eval_data.mixed.patches == config.data.mixed.patches == num
+  assert np.bincount(batch['image_BL'].ravel())[1:].tolist() == [num] * len(CAPTIONS)
+  tokenizer, found = text.load(files / 'tokenizer.json'), []
+  for segment in range(1, len(CAPTIONS) + 1):
+    inside = (batch['segment_BL'] == segment) & (batch['image_BL'] == 0)
+    ids = batch['ids_BL'][inside]
+    assert sorted(ids[ids >= 32_000].tolist()) == [32_001, 32_002, 32_003, 32_004]
+    found.append(tokenizer.decode(ids[ids < 32_000]))
+  assert sorted(found) == CAPTIONS
+  assert set(batch['ids_BL'][batch['segment_BL'] == 0].tolist()) == {32_000}
+
+
+def test_a_null_caption_that_is_a_word_of_the_tokenizer_is_refused(files):
+  with pytest.raises(ConfigError, match='model.null_id is 0, which data.text.tokenizer .* behind'):
+    batches_of(config_of(files, null_id=0))
