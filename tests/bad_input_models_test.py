@@ -158,8 +158,11 @@ def test_pictures_with_captions(settings, parts, files, monkeypatch, tmp_path, c
   'captions, part',
   [
     ('lost', "lost.jsonl:25: picture 'zz.png' is not in data.path 'pictures'"),
-    ('nameless', "nameless.jsonl:1: no name of a picture in field 'image'"),
-    ('silent', "silent.jsonl:1: no caption in field 'caption'"),
+    (
+      'nameless',
+      "nameless.jsonl:1: no name of a picture in field 'image' (data.mixed.image_field)",
+    ),
+    ('silent', "silent.jsonl:1: no caption in field 'caption' (data.mixed.caption_field)"),
   ],
 )
 def test_records_that_lack_something(captions, part, files, monkeypatch, tmp_path, capsys):

@@ -180,7 +180,10 @@ def _names(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
   value = record.get(field)
   names = value if isinstance(value, list) else [value]
   if not all(isinstance(name, str) and name for name in names):
-    raise _Unusable(f'no name of a picture in field {field!r}; it has {sorted(record)}')
+    raise _Unusable(
+      f'no name of a picture in field {field!r} (data.mixed.image_field); the record has '
+      f'{sorted(record)}; set data.mixed.image_field to the field that names its picture'
+    )
   return tuple(names)
 
 
@@ -189,7 +192,10 @@ def _texts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
   value = record.get(field)
   texts = value if isinstance(value, list) else [value]
   if not texts or not all(isinstance(text, str) for text in texts):
-    raise _Unusable(f'no caption in field {field!r}; it has {sorted(record)}')
+    raise _Unusable(
+      f'no caption in field {field!r} (data.mixed.caption_field); the record has '
+      f'{sorted(record)}; set data.mixed.caption_field to the field that holds its caption'
+    )
   return tuple(map(_utf8, texts))
 
 

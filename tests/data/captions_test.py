@@ -129,10 +129,12 @@ def test_records_that_lack_something_say_what(tmp_path):
   )
   errors = [r.error for r in CaptionFile(path, 'all', 0.1).records()]
   expected = [
-    "no name of a picture in field 'image'; it has ['caption']",
+    "no name of a picture in field 'image' (data.mixed.image_field); the record has ['caption']; "
+    'set data.mixed.image_field to the field',
     "no name of a picture in field 'image'",
     "no name of a picture in field 'image'",
-    "no caption in field 'caption'; it has ['image']",
+    "no caption in field 'caption' (data.mixed.caption_field); the record has ['image']; set "
+    'data.mixed.caption_field to the field',
     "no caption in field 'caption'",
     "no caption in field 'caption'",
     'the caption is not UTF-8',

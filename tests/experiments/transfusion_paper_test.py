@@ -24,7 +24,7 @@ def files(tmp_path_factory):
   (at / 'pictures').mkdir()
   for i in range(len(CAPTIONS)):
     Image.new('RGB', (8, 8)).save(at / 'pictures' / f'{i}.png')
-  records = ({'image': f'{i}.png', 'caption': caption} for i, caption in enumerate(CAPTIONS))
+  records = ({'file': f'{i}.png', 'said': caption} for i, caption in enumerate(CAPTIONS))
   (at / 'captions.jsonl').write_text('\n'.join(map(json.dumps, records)))
   text.BpeTokenizer.train(CAPTIONS, 280).save(at / 'tokenizer.json')
   num = len(CAPTIONS)
@@ -41,6 +41,7 @@ def config_of(files, **model):
   config.data.split = 'all'
   config.data.text.tokenizer = str(files / 'tokenizer.json')
   config.data.mixed.captions = str(files / 'captions.jsonl')
+  config.data.mixed.image_field, config.data.mixed.caption_field = 'file', 'said'
   config.data.mixed.latents = str(files / 'latents')
   with config.unlocked():
     config.model.update(model)
@@ -57,7 +58,8 @@ def batches_of(config):
 @pytest.mark.parametrize('patch', [2, 4])
 def test_rows_hold_the_texts_and_patches_of_another_size_follow(patch, files):
   config = config_of(files, patch=patch)
-  assert config.eval_data.mixed.captions == config.data.mixed.captions
+  for field in ('captions', 'image_field', 'caption_field'):
+    assert config.eval_data.mixed[field] == config.data.mixed[field], field
   batch = next(batches_of(config).once())
   num = (32 // patch) ** 2
   assert config.eval_data.mixed.patches == config.data.mixed.patches == num
