@@ -11,7 +11,7 @@ _OF_TOKENS = ('temperature', 'top_k', 'top_p', 'greedy')
 # Options that some kinds of models have a use for.
 _OF_SOME = (
   'image', 'steps', 'method', 'guidance', 'guidance_interval', 'length', 'tokenizer', 'num',
-  'labels', 'array', *_OF_TOKENS,
+  'labels', 'array', 'interleave', *_OF_TOKENS,
 )  # fmt: skip
 
 
@@ -61,6 +61,11 @@ def add_options(p) -> None:
   p.add_argument('--greedy', action='store_true', help='always the likeliest code')
   p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
   p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
+  p.add_argument(
+    '--interleave',
+    metavar='DIR',
+    help='go on with text, and with images where the model begins one, which are written there',
+  )
   p.add_argument('--array', metavar='FILE.npz', help='also write uint8 images as arr_0')
   p.set_defaults(unset={name: p.get_default(name) for name in _OF_SOME})
 
@@ -127,6 +132,8 @@ def _from_prompts(options) -> int:
   from jaxmm.studies.loaded_codes import LoadedCodesLm
 
   model = loading.load(options.model)
+  if options.interleave:
+    return _interleave(model, options)
   if isinstance(model, LoadedMixed):
     drawn = _OF_TOKENS if isinstance(model, LoadedCodesLm) else ('steps', 'method')
     used = ('image', 'guidance', 'tokenizer', 'array', *drawn)
@@ -155,6 +162,28 @@ def _from_prompts(options) -> int:
     show=lambda text: print(text, end='', flush=True),
     guidance_scale=options.guidance,
     **_of_tokens(options),
+  )
+  print(done, file=sys.stderr)
+  return 0
+
+
+def _interleave(model, options) -> int:
+  from jaxmm.studies import texts
+
+  used = ('interleave', 'image', 'steps', 'method', 'guidance', 'length', 'tokenizer', *_OF_TOKENS)
+  _refuse_others(options, 'text and images in turn', *used)
+  sampling = _of_tokens(options)
+  done = texts.compose(
+    model,
+    options.prompt,
+    options.interleave,
+    files=options.image,
+    length=64 if options.length is None else options.length,
+    show=lambda text: print(text, flush=True),
+    autoencoder=options.tokenizer,
+    seed=sampling.pop('seed'),
+    sampling=sampling,
+    **sampler_of(options),
   )
   print(done, file=sys.stderr)
   return 0

@@ -120,18 +120,19 @@ def _filled(config: TransfusionConfig, number: int, row: Sequence[Any], num_posi
   return ids, image, patch
 
 
-def pieces(mixed: Mixed, row: int) -> list[Any]:
-  """A row as it is read, on the host: lists of ids, and images [Y, X, C]; brackets are among the
-  ids.
+def pieces(mixed: Mixed, row: int, first: int = 0) -> list[Any]:
+  """A row as it is read, on the host, from a position on: lists of ids, and images [Y, X, C];
+  brackets are among the ids.
   """
   ids, image = (
-    np.asarray(a[row])[: int(mixed.length_B[row])] for a in (mixed.ids_BS, mixed.image_BS)
+    np.asarray(a[row])[first : int(mixed.length_B[row])] for a in (mixed.ids_BS, mixed.image_BS)
   )
-  out: list[Any] = []
+  out, last = [], 0
   for token, number in zip(ids.tolist(), image.tolist()):
     if number:
-      if number > sum(isinstance(piece, np.ndarray) for piece in out):
+      if number != last:
         out.append(np.asarray(mixed.latent_BIYXC[row, number - 1]))
+      last = number
     elif out and isinstance(out[-1], list):
       out[-1].append(token)
     else:

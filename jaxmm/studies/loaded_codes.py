@@ -129,9 +129,9 @@ class LoadedCodesLm(LoadedMixed, LoadedLm):
     allowed = (mixed.first_code, mixed.first_code + decoder.num_codes)
     if allowed[1] > self.task.config.vocab_size:
       raise ConfigError(
-        f'the tokenizer in {decoder.directory} has {decoder.num_codes} codes, but the vocabulary of '
-        f'{self.directory} ends after {self.task.config.vocab_size - mixed.first_code}; name the '
-        'one whose codes it was trained on'
+        f'the tokenizer in {decoder.directory} has {decoder.num_codes} codes, but the vocabulary '
+        f'of {self.directory} ends after {self.task.config.vocab_size - mixed.first_code}; name '
+        'the one whose codes it was trained on'
       )
     ids_BP = self._new_ids(rows, mixed.patches, seed, batch, sampling | {'allowed': allowed})
     return decoder.decode(ids_BP - mixed.first_code)

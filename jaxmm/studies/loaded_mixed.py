@@ -1,5 +1,5 @@
-"""A trained Transfusion as an object that draws what a text says, changes an image as one says, and
-says what an image shows.
+"""A trained Transfusion as an object: it draws what a text says, changes an image as one says, says
+what an image shows, and goes on with both.
 
 Axes: B prompts or images, Y X rows and columns, C channels.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -217,9 +217,81 @@ class LoadedTransfusion(LoadedMixed):
       echo(f'described: {min(len(texts), len(latent_BYXC)):,}/{len(latent_BYXC):,} images')
     return texts[: len(latent_BYXC)]
 
+  def compose(
+    self,
+    prompts: Sequence[str | Sequence[str | np.ndarray]],
+    length: int,
+    *,
+    images: int = 1,
+    seed: int = 0,
+    batch: int = 64,
+    autoencoder: str | os.PathLike | None = None,
+    sampling: Mapping[str, Any] | None = None,
+    **sampler: Any,
+  ) -> list[list[str | np.ndarray]]:
+    """What the model puts behind each prompt: texts, and images where it begins one, in order.
+
+    Args:
+      prompts: a text, or texts and uint8 images [Y, X, C] of the autoencoder's size in order.
+      length: new positions at most, those of images included.
+      images: that each may have at most; then the model goes on with text alone.
+      seed, batch, autoencoder, **sampler: see `draw`.
+      sampling: of `SamplingConfig`, for text, without guidance.
+
+    Returns:
+      Of each prompt its new parts, strings and uint8 images; of a text that ends no more.
+
+    Raises:
+      ConfigError: no room for so much, or settings that cannot be.
+    """
+    config, codec, coder = self.task.config, Codec.of(self.config), self.autoencoder(autoencoder)
+    of_images = configs.from_mapping(SamplerConfig, sampler, 'sampler')
+    of_text = configs.from_mapping(SamplingConfig, dict(sampling or {}), 'sampling')
+    if isinstance(prompts, str) or not prompts:
+      raise ConfigError(f'prompts is {prompts!r}, expected a list with at least one')
+    rows = [self._row(prompt, codec, coder) for prompt in prompts]
+    behind = config.num_patches + 2
+    longest = max(sum(behind if np.ndim(item) else 1 for item in row) for row in rows)
+    if length < 1 or longest + length > config.length:
+      raise ConfigError(
+        f'length is {length}, but model.length {config.length} has room for '
+        f'{config.length - longest} positions behind the longest prompt of {longest}'
+      )
+    out: list[list[str | np.ndarray]] = []
+    for index, chunk in _chunks(rows, batch):
+      prompt = transfusion_prompts.prompts(config, chunk, longest + length, length=longest)
+      mixed = _generate(
+        self._layout, self.variables['params'], prompt=prompt,
+        key_B=example_keys(jax.random.key(seed), index),
+        config=config, sampling=of_text, sampler=of_images, num_positions=longest + length,
+        num_images=images, stop_id=codec.eos_id,
+      )  # fmt: skip
+      mixed = jax.tree.map(np.asarray, mixed)
+      for b in range(len(chunk)):
+        new = transfusion_prompts.pieces(mixed, b, int(prompt.length_B[b]))
+        out.append([_shown(part, codec, coder) for part in new])
+    return [[part for part in parts if not isinstance(part, str) or part] for parts in out][
+      : len(rows)
+    ]
+
+  def _row(self, prompt, codec: Codec, coder) -> list[Any]:
+    """Ids and latents of a prompt."""
+    row: list[Any] = [*codec.before]
+    for part in [prompt] if isinstance(prompt, str) else prompt:
+      is_text = isinstance(part, str)
+      row.extend(codec.encode(prompt_bytes([part])[0]) if is_text else coder.encode(part[None]))
+    return row
+
   @functools.cached_property
   def _layout(self):
     return _layout(self.variables['params'], self.task.config)
+
+
+def _shown(part, codec: Codec, coder) -> str | np.ndarray:
+  """A piece of a row as text, or as the image that a latent is of."""
+  if isinstance(part, np.ndarray):
+    return coder.decode(part[None])[0]
+  return codec.decode(np.array(part)).decode(errors='replace')
 
 
 def _chunks(rows: list[Any], batch: int) -> Iterator[tuple[np.ndarray, list[Any]]]:

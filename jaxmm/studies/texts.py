@@ -1,4 +1,4 @@
-"""Texts of a trained model for a person: to the terminal as they come, and into a file."""
+"""Texts of a trained model, and images among them, for a person: to the terminal and into files."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from PIL import Image
+
 from jaxmm.config import ConfigError
 from jaxmm.data import corpus
 from jaxmm.studies import pictures
 from jaxmm.studies.loaded import LoadedMixed, LoadedRun
+from jaxmm.studies.loaded_mixed import LoadedTransfusion
 from jaxmm.studies.loaded_text import LoadedText, prompt_bytes
 
 
@@ -110,6 +113,52 @@ def describe(
   return f'{len(files)} pictures described by step {model.step}' + _written(
     output, ({'image': f, 'text': t} for f, t in zip(files, found))
   )
+
+
+def compose(
+  model: LoadedRun,
+  prompts: Sequence[str],
+  folder: str | os.PathLike,
+  *,
+  files: Sequence[str] | None = None,
+  length: int,
+  show: Callable[[str], Any],
+  **settings: Any,
+) -> str:
+  """Goes on with text and images behind each prompt; returns what was done.
+
+  Args:
+    model: a run of a Transfusion.
+    prompts: texts.
+    folder: its images go there, as PROMPT-NUMBER.png.
+    files: pictures that stand before the text of every prompt.
+    length: new positions at most.
+    show: takes a line for each prompt; where an image stands it has the name of its file.
+    **settings: of `LoadedTransfusion.compose`.
+
+  Raises:
+    ConfigError: another kind of model, or a file that is no picture.
+  """
+  if not isinstance(model, LoadedTransfusion):
+    raise ConfigError(
+      f'{model.directory} is a run of {model.config["task"]}, which does not go on with text and '
+      'images; leave --interleave out'
+    )
+  coder = model.autoencoder(settings.get('autoencoder'))
+  before = list(pictures.image_files(coder, files)) if files else []
+  found = model.compose([[*before, text] for text in prompts], length, **settings)
+  to, num = pathlib.Path(folder), 0
+  to.mkdir(parents=True, exist_ok=True)
+  for i, (prompt, parts) in enumerate(zip(prompts, found)):
+    line = prompt
+    for j, part in enumerate(parts):
+      if not isinstance(part, str):
+        num, file = num + 1, to / f'{i}-{j}.png'
+        Image.fromarray(part[..., 0] if part.shape[-1] == 1 else part).save(file)
+        part = f'[{file}]'
+      line += part
+    show(line)
+  return f'{len(prompts)} prompts, {num} images in {folder}, of step {model.step}'
 
 
 def _check_output(output: str | os.PathLike | None) -> None:

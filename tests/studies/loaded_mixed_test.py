@@ -22,6 +22,7 @@ from jaxmm.evaluate.images import kernel_distance
 from jaxmm.models.classifier import image_features
 from jaxmm.studies import latents, mixed_evaluation, tokens
 from jaxmm.studies import run as runs
+from jaxmm.studies import texts as of_texts
 from jaxmm.task import example_keys
 from tests.models.transfusion_uncached import Uncached
 
@@ -111,6 +112,29 @@ def test_each_caption_has_the_latent_of_its_own_picture(model, tmp_path):
       out.write(folder / name, 'c.png' if name == FILES[3] else name)
   with pytest.raises(ConfigError, match='pictures with other names than those of data.path'):
     _latents_of_captions(config)
+
+
+def test_text_and_images_in_turn(model, tmp_path, capsys):
+  images = model.draw(['colour 3', 'c'], steps=2)
+  greedy = {'sampling': {'greedy': True}}
+  said = model.compose([[image] for image in images], 5, images=0, **greedy)
+  assert [''.join(parts) for parts in said] == model.describe(images, 5, greedy=True)
+  rows, begins = ['colour 3', 'colour 4', 'colour 5'], {'allowed': (259, 260)}
+  found = model.compose(rows, 66, steps=2, batch=2, sampling=begins)
+  assert [len(parts) for parts in found] == [1, 1, 1]
+  drawn = model.draw(rows, steps=2)
+  assert np.abs(np.concatenate(found).astype(int) - drawn).max() <= 1
+  with pytest.raises(ConfigError, match='has room for [0-9]+ positions behind the longest prompt'):
+    model.compose(['c'], 500)
+  lines, folder = [], tmp_path / 'images'
+  done = of_texts.compose(
+    model, rows, folder, length=66, show=lines.append, steps=2, sampling=begins
+  )  # fmt: skip
+  assert '3 images' in done and lines[1] == f'colour 4[{folder}/1-0.png]'
+  np.testing.assert_array_equal(np.asarray(Image.open(folder / '1-0.png')), found[1][0])
+  words = ['sample', '--run', str(model.directory), '--interleave', str(folder), '--steps', '2']
+  assert cli.main([*words, '--prompt', 'a', 'b', '--length', '4']) == 0
+  assert capsys.readouterr().out.count('\n') == 2
 
 
 def test_images_of_texts_in_any_company(model):
