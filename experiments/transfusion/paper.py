@@ -38,7 +38,7 @@ def get_config(what: str = '0.16B') -> ConfigDict:
   # eval_data follows what is set for data.
   path = FieldReference('')
   mixed = {name: FieldReference('') for name in ('captions', 'latents', 'text_path')}
-  mixed |= {name: FieldReference(name[:-6]) for name in ('image_field', 'caption_field')}
+  mixed |= {f'{name}_field': FieldReference(name) for name in ('image', 'caption')}
   patch = FieldReference(2)
   side = FieldReference(LATENT) // patch
   patches = side * side

@@ -81,7 +81,8 @@ def write(
     **sampler: of `SamplerConfig`, for `samples`.
 
   Raises:
-    ConfigError: settings that do not fit the parameters, or samples of another kind of model.
+    ConfigError: settings that do not fit the parameters, samples of another kind of model, or what
+      `mixed_evaluation.check` refuses, before anything is evaluated.
   """
   loaded = loading.load(directory, overrides=overrides)
   if samples and not isinstance(loaded, LoadedTransfusion):
@@ -89,6 +90,8 @@ def write(
       f'--samples is {samples}, but {directory} is a run of {loaded.config["task"]}, which does '
       'not draw and describe pictures; leave it out'
     )
+  if samples:  # before what may take hours
+    mixed_evaluation.check(loaded, samples, **sampler)
   try:
     results = run_evaluations(loaded, batch=batch, echo=echo)
   except (flax.errors.FlaxError, ValueError) as error:

@@ -19,6 +19,8 @@ import numpy as np
 from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.config import ConfigError
+from jaxmm.core.decoding import SamplingConfig
+from jaxmm.core.diffusion import SamplerConfig
 from jaxmm.data.array_store import ArrayStore
 from jaxmm.data.image_files import FileSource
 from jaxmm.data.mixed import MixedSource
@@ -30,6 +32,7 @@ from jaxmm.evaluate import captions
 from jaxmm.evaluate.features import feature_rows
 from jaxmm.evaluate.images import FeatureStatistics, frechet_distance, kernel_distance
 from jaxmm.interop.efficientnet import read_classifier
+from jaxmm.models import transfusion_sampling
 from jaxmm.studies import pictures, run
 from jaxmm.studies.loaded_mixed import LoadedTransfusion
 from jaxmm.studies.loaded_text import Codec
@@ -66,16 +69,29 @@ def measure(
     **sampler: of `SamplerConfig`.
 
   Raises:
-    ConfigError: no mixed data, or the classifier's weights are missing.
+    ConfigError: no mixed data, or see `check`.
   """
-  if num < 2:
-    raise ConfigError(f'--samples is {num}, expected 2 or more pictures to compare')
-  read_classifier()  # that the weights are missing shows at once
+  check(model, num, **sampler)
   held_out, training = (
     run.make_batches(model.config, train=train, batch=batch).source for train in (False, True)
   )
   out = _drawn(model, held_out, training, num, batch, echo, sampler)
   return out | _described(model, held_out, num, batch, echo)
+
+
+def check(model: LoadedTransfusion, num: int, **sampler: Any) -> None:
+  """Whether `measure` has what it needs, said before anything is run.
+
+  Raises:
+    ConfigError: fewer than 2 pictures, settings with which this model cannot be sampled, or the
+      classifier's weights are missing.
+  """
+  if num < 2:
+    raise ConfigError(f'--samples is {num}, expected 2 or more pictures to compare')
+  settings = configs.from_mapping(SamplerConfig, sampler, 'sampler')
+  settings.plan(model.task.config.num_timesteps)
+  transfusion_sampling.check_samplers(model.task.config, SamplingConfig(), settings)
+  read_classifier()
 
 
 def prompts(source: MixedSource) -> dict[int, Unit]:

@@ -19,8 +19,9 @@ from jaxmm.data import pipeline
 from jaxmm.data.captions import CaptionFile
 from jaxmm.evaluate import captions
 from jaxmm.evaluate.images import kernel_distance
+from jaxmm.interop import efficientnet
 from jaxmm.models.classifier import image_features
-from jaxmm.studies import latents, mixed_evaluation, tokens
+from jaxmm.studies import evaluation, latents, mixed_evaluation, tokens
 from jaxmm.studies import run as runs
 from jaxmm.studies import texts as of_texts
 from jaxmm.task import example_keys
@@ -233,13 +234,30 @@ def test_pictures_that_are_like_their_originals_are_said_to_be():
   assert 'drawn/frechet_distance' not in same and 'more than 1280 pictures' in lines[0]
 
 
+@pytest.mark.parametrize(
+  'words, said',
+  [
+    (['--samples', '1'], '--samples is 1, expected 2 or more'),
+    (['--samples', '4', '--steps', '1001'], 'steps is 1001, expected 1 to the 1000 timesteps'),
+    (['--samples', '4', '--method', 'euler'], "'ddpm': use ancestral or ddim"),
+    (['--samples', '4', '--guidance', '0.5'], 'guidance_scale is 0.5, expected at least 1'),
+    (['--samples', '4'], 'EfficientNet-Lite0 weights are not installed'),
+  ],
+)
+def test_what_samples_need_is_checked_before_anything_is_evaluated(
+  words, said, model, capsys, monkeypatch
+):
+  monkeypatch.setattr(efficientnet, '_PACKAGE', 'no_such_package')
+  monkeypatch.setattr(evaluation, 'run_evaluations', lambda *_, **__: pytest.fail('evaluated'))
+  assert cli.main(['evaluate', '--run', str(model.directory), '--batch', '8', *words]) == 2
+  assert said in capsys.readouterr().err
+
+
 def test_samples_are_refused_where_there_are_none(model, capsys):
   vae = str(model.directory.parent / 'vae')
   assert cli.main(['evaluate', '--run', vae, '--samples', '4']) == 2
   assert 'is a run of jaxmm.tokenizers.vae_task, which does' in capsys.readouterr().err
   words = ['evaluate', '--run', str(model.directory), '--batch', '8']
-  assert cli.main([*words, '--samples', '1']) == 2
-  assert '--samples is 1, expected 2 or more' in capsys.readouterr().err
   assert cli.main([*words, '--config.data.path=x']) == 2
   assert 'data.path belongs to training' in capsys.readouterr().err
   assert cli.main([*words, '--config.model.width=64']) == 2
