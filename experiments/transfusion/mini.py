@@ -39,8 +39,8 @@ def get_config(what: str = 'bidirectional') -> ConfigDict:
   data = {'name': 'mixed', 'path': FieldReference('')}
   mixed = {
     'captions': FieldReference(''), 'image_field': FieldReference('image'),
-    'caption_field': FieldReference('caption'), 'latents': FieldReference(''), 'length': length,
-    'patches': (8 // model['patch']) ** 2, 'boi_id': 259, 'eoi_id': 260,
+    'latents': FieldReference(''), 'length': length, 'patches': (8 // model['patch']) ** 2,
+    'boi_id': 259, 'eoi_id': 260,
   }  # fmt: skip
   text = {'tokenizer': 'bytes', 'bos_id': 257, 'eos_id': 258, 'pad_id': 256}
   same = lambda values: {

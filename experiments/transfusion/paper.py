@@ -38,7 +38,7 @@ def get_config(what: str = '0.16B') -> ConfigDict:
   # eval_data follows what is set for data.
   path = FieldReference('')
   mixed = {name: FieldReference('') for name in ('captions', 'latents', 'text_path')}
-  mixed |= {f'{name}_field': FieldReference(name) for name in ('image', 'caption')}
+  mixed['image_field'] = FieldReference('image')
   patch = FieldReference(2)
   side = FieldReference(LATENT) // patch
   patches = side * side

@@ -114,7 +114,7 @@ class MegabyteTask(tasks.Task):
     num, expected = batch['ids_BL'].shape[1], self.row_length or self.config.length
     if num != expected:
       field = 'row_length' if num <= self.config.length else 'length'
-      mend = f'set model.{field}={num}'
+      mend = f'set model.{field}={num}, or data.bytes.length={expected} (of texts data.text.length)'
       if num % self.config.patch:
         mend = f'change the data: rows must be a multiple of model.patch {self.config.patch}'
       raise ConfigError(

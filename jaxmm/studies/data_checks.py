@@ -65,6 +65,8 @@ def check_data(task: Task, batches: Mapping[str, Batches | None]) -> None:
       _check_ids(task, section, data)
     if isinstance(task, megabyte.MegabyteTask) and task.config.separate_documents:
       _check_boundaries(task.config, section, data)
+    if isinstance(task, megabyte.MegabyteTask):
+      _check_scan(task.config, section, data)
     if isinstance(task, transfusion.TransfusionTask):
       _check_layout(task.config, section, data)
   _check_makers(there)
@@ -135,6 +137,16 @@ def _check_boundaries(model: megabyte.MegabyteConfig, section: str, data: Batche
     raise ConfigError(
       f'model.separate_documents keeps documents apart by patches of {model.patch} bytes, but {of} '
       f'is {source.align}, so that a patch may hold two; set {of}={model.patch}'
+    )
+
+
+def _check_scan(model: megabyte.MegabyteConfig, section: str, data: Batches) -> None:
+  """A patch of a picture in patch scan is one square of it."""
+  scan = data.config.bytes
+  if scan.image_order == 'patch' and scan.patch != model.patch:
+    raise ConfigError(
+      f'{section}.bytes.patch is {scan.patch}, but model.patch is {model.patch}, so that the '
+      f"model's patches would be no squares of the pictures; set both to the same"
     )
 
 

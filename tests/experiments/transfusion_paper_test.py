@@ -36,16 +36,16 @@ def files(tmp_path_factory):
 
 
 def config_of(files, **model):
-  config = configs.load_config(f'{ROOT}/transfusion/paper.py')
-  config.data.path = str(files / 'pictures')
-  config.data.split = 'all'
-  config.data.text.tokenizer = str(files / 'tokenizer.json')
-  config.data.mixed.captions = str(files / 'captions.jsonl')
-  config.data.mixed.image_field, config.data.mixed.caption_field = 'file', 'said'
-  config.data.mixed.latents = str(files / 'latents')
-  with config.unlocked():
-    config.model.update(model)
-  return config
+  settings = {
+    'path': f'{files}/pictures', 'split': 'all', 'text.tokenizer': f'{files}/tokenizer.json',
+    'mixed.captions': f'{files}/captions.jsonl', 'mixed.latents': f'{files}/latents',
+    'mixed.image_field': 'file', 'mixed.caption_field': 'said',
+  }  # fmt: skip
+  settings = [
+    *(f'data.{name}={value}' for name, value in settings.items()),
+    *(f'model.{name}={value}' for name, value in model.items()),
+  ]
+  return run.with_settings(configs.load_config(f'{ROOT}/transfusion/paper.py'), settings)
 
 
 def batches_of(config):
