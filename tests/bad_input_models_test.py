@@ -28,6 +28,7 @@ TRANSFUSION = {
   'model.num_heads': 2, 'model.latent_size': SIDE, 'data.mixed.patches': SIDE**2,
   'data.path': 'pictures', 'data.mixed.captions': 'captions.jsonl', 'data.mixed.latents': 'latents',
 }  # fmt: skip
+SCANNED = {'data.bytes.image_order': 'patch', 'data.bytes.patch': 12}
 AS_PICTURES = {'data.name': 'images', 'data.path': 'pictures', 'data.image_size': 8}
 
 
@@ -95,8 +96,16 @@ def said_of(files, monkeypatch, tmp_path, capsys, settings, status=2):
     ({'data.text.length': 32}, ('rows of 32 bytes', 'is told 64', 'set model.row_length=32')),
     (AS_PICTURES, ("data.name is 'images'", 'image_BYXC', "data.bytes.image_order='patch'")),
     (
-      AS_PICTURES | {'data.bytes.image_order': 'patch', 'data.bytes.patch': 48},
+      AS_PICTURES | SCANNED | {'model.patch': 12, 'model.global_width': 96, 'model.length': 96},
       ('rows of 192 bytes', 'a whole picture', 'set model.length=192'),
+    ),
+    (
+      AS_PICTURES | SCANNED | {'model.length': 192},
+      ('data.bytes.patch is 12, but model.patch is 4', 'no squares', 'set both'),
+    ),
+    (
+      {'data.name': 'bytes', 'data.path': 'any.bin'},
+      ('rows of 8192 bytes', 'set model.length=8192, or data.bytes.length=64'),
     ),
     (
       AS_PICTURES | {'data.bytes.image_order': 'patch', 'data.bytes.patch': 7},
