@@ -118,10 +118,10 @@ def without_captions(
   """Ids with the captions of some images replaced, and where (bool [B, L]) text has no loss for it.
 
   An image's caption is the text of its document between the image before it, or the document's
-  beginning, and itself. Of several images behind one text only the first has it as its caption: when
-  that is dropped, the later ones lose it, too, and a drop for a later one takes no text at all. Its
-  ids become `null_id`, so that no position moves; `kept_ids` (the brackets around images) stay,
-  though as targets they too are without loss.
+  beginning, and itself. Of several images behind one text only the first has it as its caption:
+  when that is dropped, the later ones lose it, too, and a drop for a later one takes no text at
+  all. The ids of a dropped caption become `null_id`, so that no position moves; `kept_ids` (the
+  brackets around images) stay, though as targets they too are without loss.
   """
   caption_of_BL = next_image(image_BL, segment_BL)
   dropped_BL = (caption_of_BL > 0) & of_image(dropped_BI, caption_of_BL)
