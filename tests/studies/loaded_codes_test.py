@@ -66,6 +66,7 @@ def test_from_the_terminal(model, tmp_path):
   # The picture, the text and the new picture: 132 positions and more, in a row of 128.
   assert cli.main([*words, '--prompt', 'a', '--image', str(out), '--output', str(changed)]) == 2
   assert cli.main([*words, '--image', str(out), '--length', '4']) == 0
+  assert cli.main([*words, '--prompt', 'a', '--steps', '3', '--output', str(out)]) == 2
 
 
 def test_what_cannot_be_is_said(model):
@@ -75,6 +76,26 @@ def test_what_cannot_be_is_said(model):
     model.draw([])
   with pytest.raises(ConfigError, match='guidance'):
     model.draw(['a'], guidance_scale=2.0)
+  with pytest.raises(ConfigError, match='prompts is .a frog., expected a list of texts'):
+    model.draw('a frog')
+  with pytest.raises(ConfigError, match=r'images have shape \(48, 48, 3\)'):
+    model.describe(np.zeros((1, 48, 48, 3), np.uint8), 3)
+  with pytest.raises(ConfigError, match='is a run of jaxmm.models.lm, which makes no codes'):
+    model.draw(['a'], autoencoder=model.directory)
+
+
+def test_another_tokenizer_than_that_of_the_codes(model, monkeypatch):
+  class Other:
+    directory, num_codes = 'other', 10**6
+
+    def encode(self, images):
+      return np.zeros((len(images), 9), np.int32)
+
+  monkeypatch.setattr(type(model), 'autoencoder', lambda self, directory=None: Other())
+  with pytest.raises(ConfigError, match=r'\[32, 32, 3\] have 9 codes, but the model .* on 64'):
+    model.describe(np.zeros((1, 32, 32, 3), np.uint8), 3)
+  with pytest.raises(ConfigError, match='other has 1000000 codes, but the vocabulary'):
+    model.draw(['a'])
 
 
 def test_nats_of_each_kind_add_up(model):
