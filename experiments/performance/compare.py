@@ -30,6 +30,7 @@ STREAMED_GB = {'gpt_sample': 119.2}
 # (our side, the peer) of each work, and the peers that have a flash kernel to choose.
 LLAMAGEN = ('ours.py', 'peer_llamagen.py')
 MEGABYTE = ('ours_models.py', 'peer_megabyte.py')
+TRANSFUSION = ('ours_models.py', 'peer_transfusion.py')
 SIDES = {
   'vq_train': LLAMAGEN,
   'gpt_train': LLAMAGEN,
@@ -37,6 +38,8 @@ SIDES = {
   'megabyte_train': MEGABYTE,
   'megabyte_sample': MEGABYTE,
   'megabyte_sample_late': MEGABYTE,
+  'transfusion_train': TRANSFUSION,
+  'transfusion_sample': TRANSFUSION,
 }
 HAS_FLASH = ('gpt_train', 'megabyte_train')
 # What `jaxmm/train/memory.py` sets, in the words of glibc's environment.
@@ -80,6 +83,7 @@ def main():
     'seconds': {n: round(statistics.median(s), 4) for n, s in seconds.items()},
     'repeat': args.repeat,
     'threads': harness.THREADS,
+    'clock': harness.CLOCK,
     'floor': floor,
   }
   if args.work in GFLOP:

@@ -4,6 +4,10 @@ A side (`ours.py`, `peer_llamagen.py`) warms up, prints READY, and then does one
 every line on its standard input, printing the seconds. `compare.py` interleaves two sides, so that
 a slow drift of the machine falls on both alike; only one of them works at any moment. Standard
 library only.
+
+BENCH_THREADS sets the threads of both sides. BENCH_CLOCK=cpu counts a side's CPU seconds instead of
+those that pass, which other work on the machine disturbs less; use it with one thread, as more of
+them may spin while they wait.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 
 THREADS = int(os.environ.get('BENCH_THREADS', str(len(os.sched_getaffinity(0)))))
+CLOCK = os.environ.get('BENCH_CLOCK', 'wall')
 
 
 def limit_threads() -> None:
@@ -43,6 +48,7 @@ def serve(
   parser.add_argument('--attention', default='default')
   parser.add_argument('--preset', default='B')
   options = parser.parse_args()
+  clock = {'wall': time.perf_counter, 'cpu': time.process_time}[CLOCK]
   repetition = works[options.work](options)
   for _ in range(options.warmup):
     repetition()
@@ -50,9 +56,9 @@ def serve(
   for line in sys.stdin:
     if not line.strip():
       break
-    start = time.perf_counter()
+    start = clock()
     repetition()
-    print(f'{time.perf_counter() - start:.6f}', flush=True)
+    print(f'{clock() - start:.6f}', flush=True)
 
 
 class Side:
