@@ -16,7 +16,14 @@ import numpy as np  # noqa: E402
 from flax import linen as nn  # noqa: E402
 
 from jaxmm.core.decoding import SamplingConfig  # noqa: E402
-from jaxmm.models import megabyte, megabyte_generation, transfusion  # noqa: E402
+from jaxmm.core.diffusion import SamplerConfig  # noqa: E402
+from jaxmm.models import (  # noqa: E402  # noqa: E402
+  megabyte,
+  megabyte_generation,
+  transfusion,
+  transfusion_prompts,
+  transfusion_sampling,
+)
 from jaxmm.task import example_keys  # noqa: E402
 from jaxmm.train.memory import keep_freed_memory  # noqa: E402
 
@@ -97,6 +104,34 @@ def transfusion_train(options):
   return _gradient(task, batch)
 
 
+def transfusion_sample(options):
+  """A guided picture for each of `batch` texts of 33 tokens: 30 evaluations of the network, each
+  with and without the text, and the pass that puts the finished picture into the cache."""
+  config, rows = transfusion.config_of(TRANSFUSION), options.batch or 4
+  text = np.random.default_rng(0).integers(0, 256, (rows, 33))
+  room = text.shape[1] + config.num_patches + 2
+  prompt = [[*ids, config.boi_id] for ids in text]
+  prompt = jax.tree.map(jnp.asarray, transfusion_prompts.prompts(config, prompt, room))
+  one = prompt.image_BS + 1
+  init = jax.jit(transfusion.Transfusion(config).init)
+  time_BI = jnp.zeros(prompt.latent_BIYXC.shape[:2], jnp.int32)
+  given = (prompt.ids_BS, prompt.image_BS, prompt.patch_BS, one, prompt.latent_BIYXC, time_BI)
+  params = nn.unbox(init(jax.random.key(0), *given))['params']
+  layout = jax.jit(transfusion.decode_params, static_argnums=1)(params, config)
+  sampler = SamplerConfig(steps=30, method='ddim', guidance_scale=3.0)
+
+  @jax.jit
+  def draw(layout, params, prompt, key):
+    keys_B = example_keys(key, jnp.arange(rows, dtype=jnp.uint32))
+    return transfusion_sampling.generate(
+      layout, params, config, prompt, keys_B, SamplingConfig(), sampler,
+      num_positions=room, stop_after_images=True,
+    )  # fmt: skip
+
+  keys = iter(range(10**9))
+  return lambda: jax.block_until_ready(draw(layout, params, prompt, jax.random.key(next(keys))))
+
+
 def _sampled(given: int, new: int):
   config = megabyte.config_of(MEGABYTE)
   ids = jnp.zeros((1, config.patch), jnp.int32)
@@ -132,5 +167,7 @@ def megabyte_sample_late(options):
 
 
 if __name__ == '__main__':
-  works = (megabyte_train, megabyte_sample, megabyte_sample_late, transfusion_train)
+  works = (
+    megabyte_train, megabyte_sample, megabyte_sample_late, transfusion_train, transfusion_sample
+  )  # fmt: skip
   harness.serve({work.__name__: work for work in works}, __doc__)

@@ -11,6 +11,7 @@ width, F hidden, S positions in the cache.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -189,33 +190,54 @@ def decode_tokens(
 ) -> tuple[jax.Array, Cache]:
   """Runs L tokens of every row, from a position of its own, through all blocks.
 
-  What stands in a row's cache from its position on is overwritten: it need not be empty.
+  The cache stays as it is, so that the same positions can be run again (an image that is denoised);
+  `with_tokens` puts the tokens into it. What stands in a row's cache from its position on is not
+  seen: it need not be empty.
 
   Args:
     layout: from `decode_layout`; of self blocks only.
     config: the Stack's.
     x_RLD: embeddings of the tokens at `position_R` and after.
-    cache: with room for L positions from the last `position_R`; those before are filled.
+    cache: with the positions before `position_R` filled.
     position_R: where each row's first token stands; may be traced.
     rotary: tables of those positions, [R, L, H/2].
     two_way: the L tokens see one another, as the patches of an image; else causal.
 
   Returns:
-    hidden_RLD after the final norm, and the cache with these positions filled.
+    hidden_RLD after the final norm, and the tokens' keys and values [R, K, L, H], one pair a block.
   """
   R, L, D = x_RLD.shape
-  key_S, last_RL = jnp.arange(_positions(cache)), position_R[:, None] + jnp.arange(L)
-  if two_way:
-    last_RL = jnp.broadcast_to(last_RL[:, -1:], (R, L))
-  allowed_RLS = key_S <= last_RL[..., None]
+  own_LL = jnp.ones((L, L), bool) if two_way else jnp.tril(jnp.ones((L, L), bool))
 
   def attend(i, block, h_DM):
-    return _tokens_attention(block, config, h_DM, cache[i], position_R, allowed_RLS, rotary)
+    return _tokens_attention(block, config, h_DM, cache[i], position_R, own_LL, rotary)
 
   # Columns are rows of the batch with their tokens.
   x_DM = x_RLD.astype(config.dtype).reshape(R * L, D).T
-  x_DM, cache = _through_blocks(layout, config, x_DM, attend)
-  return x_DM.T.reshape(R, L, D), cache
+  x_DM, kv = _through_blocks(layout, config, x_DM, attend)
+  return x_DM.T.reshape(R, L, D), kv
+
+
+def with_tokens(cache: Cache, kv: Cache, position_R: jax.Array) -> Cache:
+  """The cache with the keys and values of `decode_tokens`, each row's at its own position.
+
+  It needs room for L positions from the last `position_R` on: else a row's are put further to the
+  front, where they do not belong.
+  """
+  kv = jax.tree.map(lambda old, new: new.astype(old.dtype), cache, kv)
+  put = jax.lax.dynamic_update_slice
+
+  def one_row(row, cache):
+    at = (row, 0, position_R[row], 0)
+    new = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, row, 1), kv)
+    return jax.tree.map(lambda old, new: put(old, new, at), cache, new)
+
+  # On a CPU a scatter, which all rows at once are, copies the whole cache.
+  by_row = lambda cache: jax.lax.fori_loop(0, position_R.shape[0], one_row, cache)
+  all_rows = jax.vmap(lambda old, new, at: put(old, new, (0, at, 0)))
+  at_once = lambda cache: jax.tree.map(lambda old, new: all_rows(old, new, position_R), cache, kv)
+  filled = jax.lax.platform_dependent(cache, cpu=by_row, default=at_once)
+  return jax.tree.map(lambda a: axes.constrain(a, *CACHE_AXES), filled)
 
 
 def _through_blocks(layout, config: StackConfig, x_DR, attend, attend_context=None):
@@ -289,31 +311,60 @@ def _as_entry(x_KHR):
   return jnp.moveaxis(x_KHR, 2, 0)[:, :, None]
 
 
-def _tokens_attention(block, config: StackConfig, h_DM, kv, position_R, allowed_RLS, rotary):
+def _tokens_attention(block, config: StackConfig, h_DM, kv, position_R, own_LL, rotary):
   N, K, H = config.num_heads, config.kv_heads, config.head_width
-  R, L, _ = allowed_RLS.shape
-  heads = _linear(block['qkv'], h_DM).reshape(N + 2 * K, H, R, L).transpose(2, 3, 0, 1)
-  q, k, v = heads[:, :, :N], heads[:, :, N : N + K], heads[:, :, N + K :]
+  R, L = position_R.shape[0], own_LL.shape[0]
+  heads = _linear(block['qkv'], h_DM).reshape(N + 2 * K, H, R, L)
+  q, k, v = heads[:N], heads[N : N + K], heads[N + K :]
   if config.qk_norm:
-    q = layers.rms_norm(q, block['query_norm'], config.norm_eps)
-    k = layers.rms_norm(k, block['key_norm'], config.norm_eps)
+    scales = (block[name][:, None, None] for name in ('query_norm', 'key_norm'))
+    q, k = (layers.rms_norm(a, s, config.norm_eps, axis=1) for a, s in zip((q, k), scales))
   if rotary is not None:
-    q, k = (positions.apply_rotary(a, rotary, config.rotary) for a in (q, k))
-  keys, values = (_with_tokens(old, new, position_R) for old, new in zip(kv, (k, v)))
+    cos, sin = (jnp.moveaxis(table, -1, 0) for table in (rotary.cos, rotary.sin))
+    q, k = (positions.rotated(a, cos, sin, config.rotary, axis=1) for a in (q, k))
+  q_RKGLH = jnp.einsum('KGHRL->RKGLH', q.reshape(K, N // K, H, R, L))
+  own = tuple(jnp.moveaxis(a, (2, 3), (0, 2)) for a in (k, v))
+
   scale = H**-0.5 if config.attention_scale is None else config.attention_scale
-  q_RLKGH = q.reshape(R, L, K, N // K, H)
-  logits = jnp.einsum('RLKGH,RKSH->RKGLS', q_RLKGH, keys, preferred_element_type=jnp.float32)
-  logits = jnp.where(allowed_RLS[:, None, None], logits * scale, _HIDDEN)
-  weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-  out = jnp.einsum('RKGLS,RKSH->KGHRL', weights, values).reshape(N * H, R * L)
-  return _linear(block['out'], out), (keys, values)
+
+  def attended(num):
+    """To the first `num` positions of the cache and the tokens themselves."""
+    before_RS = jnp.arange(num) < position_R[:, None]
+    cached = [a[:, :, :num] for a in kv]
+    parts = ((*cached, before_RS[:, None, None, None]), (*own, own_LL))
+    return _parts_attended(q_RKGLH, parts, scale).astype(config.dtype)
+
+  lengths = _lengths(_positions((kv,)))
+  enough = jnp.searchsorted(jnp.array(lengths), jnp.max(position_R))
+  out_RKGLH = jax.lax.switch(enough, [functools.partial(attended, num) for num in lengths])
+  out_KGHRL = jnp.einsum('RKGLH->KGHRL', out_RKGLH)
+  return _linear(block['out'], out_KGHRL.reshape(N * H, R * L)), own
 
 
-def _with_tokens(old_RKSH, new_RLKH, position_R):
-  """The cache's keys or values with those of new tokens, each row's at its own position."""
-  write = lambda old, new, at: jax.lax.dynamic_update_slice(old, new, (0, at, 0))
-  new_RKLH = jnp.swapaxes(new_RLKH, 1, 2).astype(old_RKSH.dtype)
-  return axes.constrain(jax.vmap(write)(old_RKSH, new_RKLH, position_R), *CACHE_AXES)
+def _lengths(length: int) -> list[int]:
+  """How much of a cache may be read: 64, 128, 256, ... positions, and all."""
+  out = [min(64, length)]
+  while out[-1] < length:
+    out.append(min(2 * out[-1], length))
+  return out
+
+
+def _parts_attended(q_RKGLH, parts, scale) -> jax.Array:
+  """Attention to the keys of all parts (keys, values, allowed), which are not copied; float32."""
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  logits = [
+    jnp.where(allowed, product('RKGLH,RKSH->RKGLS', q_RKGLH, keys) * scale, _HIDDEN)
+    for keys, _, allowed in parts
+  ]
+  tops = [jnp.max(part, axis=-1, keepdims=True) for part in logits]
+  weights = [jnp.exp(part - functools.reduce(jnp.maximum, tops)) for part in logits]
+  # Divided by the sum after the products, which are smaller arrays.
+  total = sum(jnp.sum(part, axis=-1, keepdims=True) for part in weights)
+  out = sum(
+    product('RKGLS,RKSH->RKGLH', part.astype(values.dtype), values)
+    for part, (_, values, _) in zip(weights, parts)
+  )
+  return out / total
 
 
 def _cross_attention(block, config: StackConfig, h_DR, kv, valid_RS):

@@ -40,7 +40,7 @@ class State:
     mixed: what there is so far.
     mode_B: TEXT (the cache lacks the last token), IMAGE (an image is due) or DONE.
     most_B: images that each row may come to have.
-    cache: of S + P positions; garbage from `length_B` on.
+    cache: of S positions; garbage from `length_B` on.
   """
 
   mixed: Mixed
@@ -63,14 +63,14 @@ def begin(
   Raises:
     ConfigError: more positions than `config.length`, or than fit the prompts.
   """
-  P, num = config.num_patches, prompt.ids_BS.shape[1]
+  num = prompt.ids_BS.shape[1]
   if not num <= num_positions <= config.length:
     raise ConfigError(
       f"num_positions is {num_positions}, expected it from the prompts' {num} to model.length "
       f'{config.length}'
     )
   prompt = jax.tree.map(jnp.asarray, prompt)
-  cache = _context_cache(params, config, prompt, prompt.ids_BS, num_positions + P)
+  cache = _context_cache(params, config, prompt, prompt.ids_BS, num_positions)
   more = lambda a: jnp.pad(a, ((0, 0), (0, num_positions - num)))
   room = ((0, 0), (0, num_images), (0, 0), (0, 0), (0, 0))
   mixed = Mixed(
@@ -151,10 +151,11 @@ def _next_token(layout, config: TransfusionConfig, state: State, key_B, sampling
   S, at_B = mixed.ids_BS.shape[1], mixed.length_B - 1
   token_B = jnp.take_along_axis(mixed.ids_BS, at_B[:, None], axis=1)[:, 0]
   x_BD = jnp.take(layout['token_embedding'], token_B, axis=0, mode='fill')
-  hidden_BLD, cache = decode.decode_tokens(
+  hidden_BLD, kv = decode.decode_tokens(
     layout['stack'], config.stack(), x_BD[:, None], state.cache, at_B,
     rotary=_rotary(config, mixed, at_B[:, None]),
   )  # fmt: skip
+  cache = decode.with_tokens(state.cache, kv, at_B)
   logits_BV = decode.logits_of(layout['head'], hidden_BLD[:, 0].T)
   drawn_B = _drawn(config, state, logits_BV, key_B, sampling)
 
@@ -218,22 +219,24 @@ def image_phase(
     patch_BS=jnp.where(inside_BS, back_BS, mixed.patch_BS),
   )
   rotary_B = _rotary(config, placed, first_B[:, None] + jnp.arange(P))
-  cache, guided = state.cache, sampler.is_guided
+  guided = sampler.is_guided
   twice = lambda tree: jax.tree.map(lambda a: jnp.concatenate([a, a]), tree)
-  first_R, rotary_R = twice((first_B, rotary_B)) if guided else (first_B, rotary_B)
+  cache_R, first_R, rotary_R = state.cache, first_B, rotary_B
   if guided:
-    free = _free_cache(params, config, mixed, placed, decode_length(cache))
-    cache = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), cache, free)
+    free = _free_cache(params, config, mixed, placed, decode_length(state.cache))
+    cache_R = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.cache, free)
+    first_R, rotary_R = twice((first_B, rotary_B))
   apply = lambda *args, method: Transfusion(config).apply({'params': params}, *args, method=method)
 
   def through(x_RYXC, time, cache, first_R, rotary_R):
+    """What is predicted of the images, and their keys and values."""
     time_R = jnp.full(x_RYXC.shape[0], time)
     tokens_RPD, remembered = apply(x_RYXC, time_R, method='encoded')
-    hidden_RPD, cache = decode.decode_tokens(
+    hidden_RPD, kv = decode.decode_tokens(
       layout['stack'], config.stack(), tokens_RPD, cache, first_R,
       rotary=rotary_R, two_way=config.attention == 'bidirectional',
     )  # fmt: skip
-    return apply(hidden_RPD, remembered, time_R, method='decoded'), cache
+    return apply(hidden_RPD, remembered, time_R, method='decoded'), kv
 
   times, updates = sampler.plan(config.num_timesteps)
   times, updates = jnp.asarray(times), jax.tree.map(jnp.asarray, updates)
@@ -243,24 +246,24 @@ def image_phase(
     draw = lambda key: jax.random.normal(jax.random.fold_in(key, number), config.latent_shape)
     return jax.vmap(draw)(image_key_B)
 
-  def step(i, carry):
-    x_BYXC, cache = carry
+  def step(i, x_BYXC):
     x_RYXC = twice(x_BYXC) if guided else x_BYXC
-    out, cache = through(x_RYXC, times[i], cache, first_R, rotary_R)
+    out, _ = through(x_RYXC, times[i], cache_R, first_R, rotary_R)
     if guided:
       out = diffusion.guided(*jnp.split(out, 2), sampler.guidance_scale)
     update = jax.tree.map(lambda a: a[i], updates)
     fresh = noise(i + 1) if sampler.is_random else None
-    return diffusion.updated(x_BYXC, out, update, fresh, sampler.clip_x0), cache
+    return diffusion.updated(x_BYXC, out, update, fresh, sampler.clip_x0)
 
-  x_BYXC, cache = jax.lax.fori_loop(0, sampler.steps, step, (noise(0), cache))
-  cache = jax.tree.map(lambda a: a[: len(is_due_B)], cache)
-  _, cache = through(x_BYXC, config.given_timestep, cache, first_B, rotary_B)
+  x_BYXC = jax.lax.fori_loop(0, sampler.steps, step, noise(0))
+  _, kv = through(x_BYXC, config.given_timestep, state.cache, first_B, rotary_B)
+  filled = decode.with_tokens(state.cache, kv, first_B)
+  keep = lambda new, old: jnp.where(is_due_B[:, None, None, None], new, old)
   return State(
     _with_images(config, placed, x_BYXC, back_BS == P, is_due_B),
     jnp.where(is_due_B, TEXT, state.mode_B),
     state.most_B,
-    cache,
+    jax.tree.map(keep, filled, state.cache),
   )
 
 

@@ -125,9 +125,10 @@ def test_several_tokens_from_each_rows_own_position_equal_the_stack(name, two_wa
       place_RL = position_R[:, None] + jnp.arange(num)
       tokens = jnp.take_along_axis(x, jnp.minimum(place_RL, L - 1)[..., None], axis=1)
       tables = positions.rotary_1d(place_RL, config.head_width)
-      return decode.decode_tokens(
+      hidden, kv = decode.decode_tokens(
         layout, config, tokens, cache, position_R, rotary=tables, two_way=two_way
       )
+      return hidden, decode.with_tokens(cache, kv, position_R)
 
     together, cache = feed(cache, start, 3, two_way)
     after, cache = feed(cache, start + 3, 1, False)
