@@ -8,7 +8,7 @@ prints one JSON line: the ratio of the peer's seconds to ours (above 1, jaxmm is
 both, and the machine's arithmetic floor measured right before. For the train steps of transformers
 the peer runs with its default attention and with a flash kernel; the faster counts. Beside the peer
 as shipped it runs once more with freed memory kept, as the command `jaxmm` keeps its own
-(`ratio_kept`).
+(`ratio_kept`); `--kept` runs that alone, for machines on which a page of memory is dear.
 """
 
 import argparse
@@ -55,6 +55,11 @@ def main():
   parser.add_argument('--peer-python', required=True)
   parser.add_argument('--llamagen', help='a checkout of it, for its works')
   parser.add_argument('--repeat', type=int, default=5)
+  parser.add_argument('--warmup', type=int, default=2, help='repetitions before those that count')
+  parser.add_argument('--kept', action='store_true', help='do not run the peer as shipped')
+  parser.add_argument(
+    '--evaluations', type=int, default=30, help='of the network, for transfusion_sample'
+  )
   parser.add_argument('--append', metavar='FILE', help='also append the line to this file')
   args = parser.parse_args()
   if SIDES[args.work] is LLAMAGEN and not args.llamagen:
@@ -66,20 +71,18 @@ def main():
     ).stdout
   )
   ours, theirs = SIDES[args.work]
-  peer = f'{args.peer_python} {HERE / theirs} {args.work}'
-  commands = {'jaxmm': f'{sys.executable} {HERE / ours} {args.work}', 'peer': peer}
+  options = f'{args.work} --warmup {args.warmup} --evaluations {args.evaluations}'
+  peers = {'peer': f'{args.peer_python} {HERE / theirs} {options}'}
   if args.work in HAS_FLASH:
-    commands['peer_flash'] = f'{peer} --attention flash'
-  commands |= {f'{name}_kept': f'{KEPT} {c}' for name, c in commands.items() if name != 'jaxmm'}
-  seconds = harness.interleave(commands, args.repeat)
-  fastest = lambda names: min(names, key=lambda n: statistics.median(seconds[n]))
-  kept = fastest([n for n in seconds if n.endswith('_kept')])
-  best = fastest([n for n in seconds if n.startswith('peer') and not n.endswith('_kept')])
+    peers['peer_flash'] = f'{peers["peer"]} --attention flash'
+  kept = {f'{name}_kept': f'{KEPT} {command}' for name, command in peers.items()}
+  shipped = {} if args.kept else peers
+  ours = {'jaxmm': f'{sys.executable} {HERE / ours} {options}'}
+  seconds = harness.interleave(ours | shipped | kept, args.repeat)
   line = {
     'work': args.work,
-    **harness.ratio(seconds[best], seconds['jaxmm']),
-    'ratio_kept': harness.ratio(seconds[kept], seconds['jaxmm'])['ratio'],
-    'peer': best,
+    **(_ratio('', seconds, shipped) if shipped else {}),
+    **_ratio('_kept', seconds, kept),
     'seconds': {n: round(statistics.median(s), 4) for n, s in seconds.items()},
     'repeat': args.repeat,
     'threads': harness.THREADS,
@@ -97,6 +100,13 @@ def main():
   if args.append:
     with open(args.append, 'a') as out:
       out.write(json.dumps(line) + '\n')
+
+
+def _ratio(which, seconds, peers):
+  """The fastest of these peers' seconds over ours."""
+  best = min(peers, key=lambda name: statistics.median(seconds[name]))
+  out = harness.ratio(seconds[best], seconds['jaxmm'])
+  return {f'{name}{which}': value for name, value in ({'peer': best} | out).items()}
 
 
 if __name__ == '__main__':

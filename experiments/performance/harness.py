@@ -45,6 +45,7 @@ def serve(
   parser.add_argument('work', choices=sorted(works))
   parser.add_argument('--batch', type=int)
   parser.add_argument('--warmup', type=int, default=2)
+  parser.add_argument('--evaluations', type=int, default=30, help='of transfusion_sample')
   parser.add_argument('--attention', default='default')
   parser.add_argument('--preset', default='B')
   options = parser.parse_args()

@@ -105,8 +105,11 @@ def transfusion_train(options):
 
 
 def transfusion_sample(options):
-  """A guided picture for each of `batch` texts of 33 tokens: 30 evaluations of the network, each
-  with and without the text, and the pass that puts the finished picture into the cache."""
+  """A guided picture for each of `batch` texts of 33 tokens.
+
+  30 evaluations of the network, each with and without the text, and the pass that puts the finished
+  picture into the cache.
+  """
   config, rows = transfusion.config_of(TRANSFUSION), options.batch or 4
   text = np.random.default_rng(0).integers(0, 256, (rows, 33))
   room = text.shape[1] + config.num_patches + 2
@@ -118,7 +121,7 @@ def transfusion_sample(options):
   given = (prompt.ids_BS, prompt.image_BS, prompt.patch_BS, one, prompt.latent_BIYXC, time_BI)
   params = nn.unbox(init(jax.random.key(0), *given))['params']
   layout = jax.jit(transfusion.decode_params, static_argnums=1)(params, config)
-  sampler = SamplerConfig(steps=30, method='ddim', guidance_scale=3.0)
+  sampler = SamplerConfig(steps=options.evaluations, method='ddim', guidance_scale=3.0)
 
   @jax.jit
   def draw(layout, params, prompt, key):

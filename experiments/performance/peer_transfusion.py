@@ -12,9 +12,6 @@ harness.limit_threads()
 import torch  # noqa: E402
 
 torch.set_num_threads(harness.THREADS)
-# Times of the midpoint rule: 15 intervals are 30 evaluations of the network, each with and without
-# the text.
-TIMES = 16
 
 
 def _model():
@@ -43,17 +40,23 @@ def transfusion_train(options):
 
 
 def transfusion_sample(options):
-  """A guided picture for each of `batch` texts of 32 tokens, its own sample_many()."""
+  """A guided picture for each of `batch` texts of 32 tokens, its own sample_many().
+
+  It ends right after the picture; the cache it keeps is that of the last evaluation.
+  """
   import transfusion_pytorch.transfusion as package
 
   package.tqdm = functools.partial(package.tqdm, disable=True)
   model = _model().eval().requires_grad_(False)
   texts = [torch.randint(0, 256, (32,)) for _ in range(options.batch or 4)]
 
+  # The midpoint rule evaluates the network twice in each interval between times.
+  times = options.evaluations // 2 + 1
+
   def sample():
     with torch.no_grad():
       model.sample_many(
-        texts, max_length=1, force_modality_at_start=0, modality_steps=TIMES, cfg_scale=3.0
+        texts, max_length=1, force_modality_at_start=0, modality_steps=times, cfg_scale=3.0
       )
 
   return sample
