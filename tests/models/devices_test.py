@@ -1,4 +1,5 @@
-"""What is drawn hangs on a row's prompt and key, not on the devices that draw it."""
+"""What is drawn hangs on a row's prompt and key, not on the devices that draw it; nor does a loss
+(the trainer's tests and those of each model say more of losses)."""
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +83,19 @@ def test_text_and_images(rules, sizes):
     np.testing.assert_array_equal(getattr(many, name), getattr(one, name), err_msg=name)
   # The first of 4 steps of the cosine schedule multiplies rounding by hundreds, guidance by 3.
   np.testing.assert_allclose(many.latent_BIYXC, one.latent_BIYXC, atol=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('rules, sizes', MESHES)
+def test_the_loss_with_unet_patches(rules, sizes):
+  changes = transfusion_test.VARIANTS['unet'] | {'clean_rate': 0.3, 'noise_limit': 25}
+  config = transfusion.config_of({**transfusion_test.TINY, **changes})
+  params, task = transfusion_test.random_params(config), transfusion.TransfusionTask(config)
+  batch = mixed_batch(config, transfusion_test.ROWS, transfusion_test.L, transfusion_test.I)
+  boxed = jax.eval_shape(task.init, jax.random.key(0), batch)['params']
+
+  def run(params, rows):
+    return task.loss({'params': params}, rows, KEYS[0], 0, task.counts(rows))[:2]
+
+  one, many = jax.jit(run)(params, batch), on_devices(rules, sizes, run, params, boxed, batch)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6), many, one)
