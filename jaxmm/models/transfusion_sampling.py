@@ -343,6 +343,8 @@ def generate(
 
   def both(state: State) -> State:
     state = text_phase(layout, config, state, key_B, sampling, stop_id=stop_id)
+    if num_positions <= config.num_patches:
+      return state  # no room for an image, so that none is due
     return jax.lax.cond(jnp.any(state.mode_B == IMAGE), images, lambda state: state, state)
 
   state = begin(params, config, prompt, num_positions, num_images)

@@ -348,7 +348,7 @@ def test_settings_that_cannot_be_are_named(params, batch):
   with pytest.raises(ConfigError, match='rows have 13 tokens, but model.length is 12'):
     Lm(CONFIG).apply({'params': params}, jnp.zeros((1, 13), int))
   for length, field in ((64, 'row_length'), (8, 'length')):
-    with pytest.raises(ConfigError, match=f'rows of 12 tokens .* set model.{field}=12'):
+    with pytest.raises(ConfigError, match=f'rows of 12 tokens, .* set model.{field}=12'):
       lm.LmTask(dataclasses.replace(CONFIG, length=length)).init(jax.random.key(0), batch)
   with pytest.raises(ConfigError, match='prompt 1 has 0 tokens, expected 1 to 2; begin with'):
     lm.prompts([[1, 2], []])
