@@ -38,6 +38,7 @@ SIDES = {
   'megabyte_train': MEGABYTE,
   'megabyte_sample': MEGABYTE,
   'megabyte_sample_late': MEGABYTE,
+  'megabyte_sample_after': MEGABYTE,
   'transfusion_train': TRANSFUSION,
   'transfusion_sample': TRANSFUSION,
 }

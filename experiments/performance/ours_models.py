@@ -8,7 +8,6 @@ import harness
 
 harness.limit_threads()
 
-import functools  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -135,7 +134,7 @@ def transfusion_sample(options):
   return lambda: jax.block_until_ready(draw(layout, params, prompt, jax.random.key(next(keys))))
 
 
-def _sampled(given: int, new: int):
+def _sampled(given: int, new: int, after: bool = False):
   config = megabyte.config_of(MEGABYTE)
   ids = jnp.zeros((1, config.patch), jnp.int32)
   init = jax.jit(megabyte.Megabyte(config).init)
@@ -145,16 +144,21 @@ def _sampled(given: int, new: int):
   length_B, keys = jnp.full(1, given, jnp.int32), iter(range(10**9))
   sampling = SamplingConfig(top_k=25)  # the peer's filter keeps a tenth
 
-  @functools.partial(jax.jit, static_argnames='num_bytes')
-  def draw(layout, params, prompt, key, num_bytes):
+  begin = jax.jit(
+    lambda: megabyte_generation.begin(params, config, prompt, length_B, sampling, new)
+  )
+  state = begin() if after else None
+
+  @jax.jit
+  def draw(layout, params, state, key):
     keys_B = example_keys(key, jnp.arange(1, dtype=jnp.uint32))
+    if after:
+      return megabyte_generation.continued(layout, config, state, length_B, keys_B, sampling, new)
     return megabyte_generation.generate(
-      layout, params, config, prompt, length_B, keys_B, sampling, num_bytes
+      layout, params, config, prompt, length_B, keys_B, sampling, new
     )
 
-  return lambda: jax.block_until_ready(
-    draw(layout, params, prompt, jax.random.key(next(keys)), num_bytes=new)
-  )
+  return lambda: jax.block_until_ready(draw(layout, params, state, jax.random.key(next(keys))))
 
 
 def megabyte_sample(options):
@@ -164,13 +168,20 @@ def megabyte_sample(options):
 
 
 def megabyte_sample_late(options):
-  """16 bytes after 3,840, the prompt included."""
+  """16 bytes after 3,840, the pass over these included."""
   del options
   return _sampled(3840, 16)
 
 
+def megabyte_sample_after(options):
+  """16 bytes after 3,840 that are in the caches."""
+  del options
+  return _sampled(3840, 16, after=True)
+
+
 if __name__ == '__main__':
   works = (
-    megabyte_train, megabyte_sample, megabyte_sample_late, transfusion_train, transfusion_sample
+    megabyte_train, megabyte_sample, megabyte_sample_late, megabyte_sample_after,
+    transfusion_train, transfusion_sample,
   )  # fmt: skip
   harness.serve({work.__name__: work for work in works}, __doc__)

@@ -58,6 +58,11 @@ def megabyte_sample_late(options):
   return _sampled(options, 3840, 16)
 
 
+def megabyte_sample_after(options):
+  """The same: it keeps nothing of what it has read, every byte takes a pass over all."""
+  return megabyte_sample_late(options)
+
+
 if __name__ == '__main__':
-  works = (megabyte_train, megabyte_sample, megabyte_sample_late)
+  works = (megabyte_train, megabyte_sample, megabyte_sample_late, megabyte_sample_after)
   harness.serve({work.__name__: work for work in works}, __doc__)

@@ -91,7 +91,7 @@ def empty_cache(config: StackConfig, rows: int, length: int) -> Cache:
 
 def grown_cache(cache: Cache, length: int) -> Cache:
   """The cache with room for `length` positions (at least as many as now)."""
-  more = length - _positions(cache)
+  more = length - num_positions(cache)
   if not more:
     return cache
   width = ((0, 0), (0, 0), (0, more), (0, 0))
@@ -99,7 +99,8 @@ def grown_cache(cache: Cache, length: int) -> Cache:
   return tuple((grown(keys), grown(values)) for keys, values in cache)
 
 
-def _positions(cache: Cache) -> int:
+def num_positions(cache: Cache) -> int:
+  """How many positions a cache has room for."""
   return cache[0][1].shape[2]
 
 
@@ -161,7 +162,7 @@ def decode_step(
     hidden_DR after the final norm, and the cache with this position filled.
   """
   x_DR = x_DR.astype(config.dtype)
-  num_keys = _positions(cache)
+  num_keys = num_positions(cache)
   key_S = jnp.arange(num_keys)
   allowed = key_S[None] <= position
   if mask is not None:
@@ -334,7 +335,7 @@ def _tokens_attention(block, config: StackConfig, h_DM, kv, position_R, own_LL, 
     parts = ((*cached, before_RS[:, None, None, None]), (*own, own_LL))
     return _parts_attended(q_RKGLH, parts, scale).astype(config.dtype)
 
-  lengths = _lengths(_positions((kv,)))
+  lengths = _lengths(num_positions((kv,)))
   enough = jnp.searchsorted(jnp.array(lengths), jnp.max(position_R))
   out_RKGLH = jax.lax.switch(enough, [functools.partial(attended, num) for num in lengths])
   out_KGHRL = jnp.einsum('RKGLH->KGHRL', out_RKGLH)

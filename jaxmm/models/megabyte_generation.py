@@ -140,7 +140,28 @@ def generate(
     ConfigError: guidance, or more bytes than `config.length`.
   """
   state = begin(params, config, prompt_BN, length_B, sampling, num_bytes)
-  total, known = state.bytes_BT.shape[1] // config.patch, prompt_BN.shape[1] // config.patch
+  return continued(
+    layout, config, state, length_B, key_B, sampling, num_bytes, stop_id, return_logits
+  )
+
+
+def continued(
+  layout: Layout,
+  config: MegabyteConfig,
+  state: State,
+  length_B: jax.Array,
+  key_B: jax.Array,
+  sampling: decoding.SamplingConfig,
+  num_bytes: int,
+  stop_id: int | None = None,
+  return_logits: bool = False,
+):
+  """The rest of `generate` after `begin`, for prompts that are continued more than once.
+
+  Args:
+    state: from `begin` with the same arguments.
+  """
+  total, known = state.bytes_BT.shape[1] // config.patch, decode.num_positions(state.global_cache)
   end = _end(length_B, num_bytes, config)
   seen_BTV = None
   if return_logits:

@@ -223,7 +223,7 @@ def image_phase(
   twice = lambda tree: jax.tree.map(lambda a: jnp.concatenate([a, a]), tree)
   cache_R, first_R, rotary_R = state.cache, first_B, rotary_B
   if guided:
-    free = _free_cache(params, config, mixed, placed, decode_length(state.cache))
+    free = _free_cache(params, config, mixed, placed, decode.num_positions(state.cache))
     cache_R = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), state.cache, free)
     first_R, rotary_R = twice((first_B, rotary_B))
   apply = lambda *args, method: Transfusion(config).apply({'params': params}, *args, method=method)
@@ -265,11 +265,6 @@ def image_phase(
     state.most_B,
     jax.tree.map(keep, filled, state.cache),
   )
-
-
-def decode_length(cache: decode.Cache) -> int:
-  """Positions of a cache."""
-  return cache[0][0].shape[2]
 
 
 def _free_cache(params, config, mixed: Mixed, placed: Mixed, length: int) -> decode.Cache:

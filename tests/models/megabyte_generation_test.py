@@ -77,6 +77,19 @@ def test_the_stream_is_what_the_loop_gives():
   assert streamed.dtype == np.uint8
 
 
+def test_one_state_is_continued_more_than_once():
+  config, params, layout = prepared('all')
+  prompt, length = generation.prompts(PROMPTS)
+  state = generation.begin(params, config, prompt, length, DRAWN, NEW)
+  again = jax.jit(generation.continued, static_argnums=(1, 5, 6))
+  other = jnp.stack([jax.random.key(90 + b) for b in range(len(PROMPTS))])
+  for keys in (keys_of(PROMPTS), other):
+    np.testing.assert_array_equal(
+      again(layout, config, state, length, keys, DRAWN, NEW),
+      _generate(layout, params, config, prompt, length, keys, DRAWN, NEW),
+    )
+
+
 def test_nothing_but_the_stop_byte_follows_it():
   free = continued('plain', PROMPTS, DRAWN)
   place = next(i for i in range(2, NEW) if free[0, i] not in free[0, :i])
