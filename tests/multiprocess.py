@@ -59,6 +59,10 @@ def run_processes(
     PROCESSES=str(num_processes),
     PYTHONPATH=os.pathsep.join([root, os.environ.get('PYTHONPATH', '')]),
   )
+  if num_processes > 1:
+    # Only the first process finds what it compiled before; while the others compile, gloo gives up
+    # waiting for them after 30 seconds.
+    common['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
   outs = [tempfile.TemporaryFile('w+') for _ in range(num_processes)]
   errs = [tempfile.TemporaryFile('w+') for _ in range(num_processes)]
   processes = [
