@@ -211,10 +211,11 @@ def amplified_rounding(case: TrainCase) -> dict[tuple, np.ndarray]:
   -5.0e-8 in a kernel whose gradient has a root mean square of 3.3e-3. A change of 0.5 % of that
   entry, 8e-8 of the scale, so less than float32's eps, moved the parameter by 5.1e-6, and no other
   entry of the kernel by more than 1e-7. An entry therefore gets 1e-6 (eight times eps) of the
-  scale of its leaf, over its own, of every step's learning rate.
+  scale of its leaf, over its own (and Adam's eps), of every step's learning rate.
   """
   settings = case.run_config().optimizers().values()
-  (b2,), rate = {c.b2 for c in settings}, max(c.learning_rate for c in settings)
+  ((b2, eps),) = {(c.b2, c.eps) for c in settings if c.name != 'sgd'}
+  rate = max(c.learning_rate for c in settings)
   bench, out = Bench(case, 'one'), {}
   for step in range(case.config['steps']):
     bench.take(step)
@@ -222,7 +223,7 @@ def amplified_rounding(case: TrainCase) -> dict[tuple, np.ndarray]:
       if 'nu' in (names := _names(path)):
         size = np.sqrt(np.asarray(nu, np.float64) / (1 - b2 ** (step + 1)))
         scale = np.sqrt(np.mean(size**2))
-        share = np.where(size > 0, scale / np.where(size > 0, size, 1.0), 0.0)
+        share = np.where(size > 0, scale / np.where(size > 0, size + eps, 1.0), 0.0)
         name = names[names.index('nu') + 1 :]
         out[name] = out.get(name, 0.0) + rate * 1e-6 * share
   return out
