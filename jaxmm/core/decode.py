@@ -27,6 +27,8 @@ Cache = tuple[tuple[jax.Array, jax.Array], ...]
 Layout = dict[str, Any]
 
 _HIDDEN = float(jnp.finfo(jnp.float32).min)
+# From how many positions on one row's heads are taken one by one (on a CPU).
+_LONG = 1024
 
 
 def decode_layout(params: Mapping[str, Any], config: StackConfig) -> Layout:
@@ -381,12 +383,28 @@ def _attended(out_matrix, config: StackConfig, q_NHR, keys_RKSH, values_RKSH, al
   (N, H, R), K = q_NHR.shape, config.kv_heads
   scale = H**-0.5 if config.attention_scale is None else config.attention_scale
   q_RKGH = jnp.moveaxis(q_NHR, 2, 0).reshape(R, K, N // K, H)
-  logits = jnp.einsum('RKGH,RKSH->RKGS', q_RKGH, keys_RKSH, preferred_element_type=jnp.float32)
+  logits = _of_heads('RKGH,RKSH->RKGS', q_RKGH, keys_RKSH, jnp.float32)
   allowed = allowed_RS[:, None, None]
   weights = jax.nn.softmax(jnp.where(allowed, logits * scale, _HIDDEN), axis=-1)
   weights = jnp.where(allowed, weights, 0.0).astype(values_RKSH.dtype)
-  out = jnp.einsum('RKGS,RKSH->RKGH', weights, values_RKSH)
+  out = _of_heads('RKGS,RKSH->RKGH', weights, values_RKSH)
   return _linear(out_matrix, out.reshape(R, N * H).T)
+
+
+def _of_heads(product: str, x: jax.Array, cached_RKSH: jax.Array, dtype=None) -> jax.Array:
+  """An einsum with keys or values; both operands and the result begin with R, K."""
+  at_once = functools.partial(jnp.einsum, product, preferred_element_type=dtype)
+  if cached_RKSH.shape[0] > 1 or cached_RKSH.shape[2] < _LONG:
+    return at_once(x, cached_RKSH)
+
+  def by_head(x, cached):
+    one = product.replace('RK', '')
+    of_head = functools.partial(jnp.einsum, one, preferred_element_type=dtype)
+    return jnp.stack([of_head(x[0, k], cached[0, k]) for k in range(cached.shape[1])])[None]
+
+  # XLA on a CPU drops an axis of one row, makes the entry's update a part of the product, and then
+  # copies the whole cache several times a token: five to eight times slower than by head.
+  return jax.lax.platform_dependent(x, cached_RKSH, cpu=by_head, default=at_once)
 
 
 def logits_of(head_VD: jax.Array, hidden_DR: jax.Array) -> jax.Array:
