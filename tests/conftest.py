@@ -1,7 +1,10 @@
 """Eight fake CPU devices for every test, nothing that needs an accelerator, and no silent skips."""
 
+import gc
 import os
 import pathlib
+import resource
+import sys
 
 import pytest
 
@@ -15,6 +18,8 @@ for flag in (
   if flag.partition('=')[0] not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
 
+# Resident bytes of a process above which a finished module's compiled programs are thrown away.
+CROWDED = 3 * 2**30
 ALLOWED_SKIPS = pathlib.Path(__file__).parent / 'allowed_skips.txt'
 _skipped: dict[str, str] = {}
 
@@ -29,6 +34,16 @@ def pytest_configure(config):
     os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
   _skipped.clear()
   _allowed_skips()  # a line that cannot be read must stop the run before it begins
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _memory_is_given_back():
+  yield
+  statm = pathlib.Path('/proc/self/statm')
+  resident = int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else 0
+  if resident > CROWDED and 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+    gc.collect()
 
 
 def pytest_runtest_logreport(report):

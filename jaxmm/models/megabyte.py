@@ -53,8 +53,16 @@ PRESETS: dict[str, dict[str, Any]] = {
   'imagenet64-2.7B-350M': _sizes(
     32, 2568, 32, 24, 1024, 16, patch=12, length=12_288, global_head_dim=80
   ),
-  # 256 x 256 x 3 and 640 x 640 x 3 bytes; a byte is 4 numbers wide in the global model.
+  # Of figure 3, which compares FLOPs alone: widths of GPT-3's with the layers that give these
+  # counts without embeddings.
+  'fig3-452M-151M': _sizes(16, 1536, 16, 12, 1024, 16, patch=8, length=8192),
+  'fig3-5.8B-604M': _sizes(29, 4096, 32, 12, 2048, 32, patch=8, length=8192),
+  'fig3-170B-3.2B': _sizes(94, 12_288, 96, 16, 4096, 32, patch=8, length=8192),
+  # 256 x 256 x 3 and 640 x 640 x 3 bytes; with patches of 192 a byte is 4 numbers wide in the
+  # global model. -p48 and -p768 are of the ablation of patch sizes.
   'image256-125M-125M': _sizes(12, 768, 12, 12, 768, 12, patch=192, length=196_608),  # 171,248,900
+  'image256-125M-125M-p48': _sizes(12, 768, 12, 12, 768, 12, patch=48, length=196_608),
+  'image256-125M-125M-p768': _sizes(12, 768, 12, 12, 768, 12, patch=768, length=196_608),
   'image640-125M-83M': _sizes(12, 768, 12, 8, 768, 12, patch=192, length=1_228_800),  # 147,026,180
   'audio-350M-125M': _sizes(24, 1024, 16, 12, 768, 12, patch=32, length=524_288),  # 404,401,184
 }

@@ -62,6 +62,7 @@ def test_weights_and_readings_are_given(corpus, tmp_path):
     curate(*common, '--rules', 'terminal_punctuation')
 
 
+@pytest.mark.slow
 def test_weights_are_fitted_with_a_model_trained_on_the_spot(corpus, tmp_path, capsys):
   (tmp_path / 'a.txt').write_text((TEXTS[0] + '\n') * 60)
   settings = {

@@ -85,6 +85,7 @@ def test_brought_vectors_are_judged_alike(corpus, tmp_path):
     assert any('examples kept' in line for line in said[0]) and not said[1]
 
 
+@pytest.mark.slow
 def test_what_two_processes_embed_is_judged_alike(corpus, tmp_path):
   words, _ = corpus
   weights = bert_folder.write_bert(tmp_path / 'bert')

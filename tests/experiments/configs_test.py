@@ -15,6 +15,8 @@ from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.data.pipeline import DataConfig
+from jaxmm.models import megabyte
+from jaxmm.models.megabyte_config import stack_weights
 from jaxmm.studies import run
 from jaxmm.tokenizers import perceptual
 from jaxmm.train import state as states
@@ -36,10 +38,17 @@ ARGUMENTS = {
     'text-758M-262M',
     'text-350M-290M',
     'text-1.3B-218M',
+    'fig3-452M-151M',
+    'fig3-5.8B-604M',
+    'fig3-170B-3.2B',
     'imagenet64-2.7B-350M',
     'image256-125M-125M',
+    'image256-125M-125M-p48',
+    'image256-125M-125M-p768',
     'image640-125M-83M',
     'audio-350M-125M',
+    'plain-320M',
+    'plain-350M',
   ),
   'transfusion/mini.py': ('bidirectional', 'causal', 'unet', 'flow'),
   'transfusion/paper.py': ('0.16B', '0.37B', '0.76B', '1.4B', '7B', 'large'),
@@ -145,6 +154,15 @@ def test_a_size_has_the_parameters_of_the_paper():
     variables = jax.eval_shape(task.init, jax.random.key(0), batch_shapes(config, task))
     number = states.size_of(nn.unbox(variables['params']))
     assert number == pytest.approx(millions * 1e6, rel=0.02), size
+
+
+def test_figure_3_has_the_matrices_that_its_names_say():
+  for size, counts in megabyte.PRESETS.items():
+    if size.startswith('fig3-'):
+      config, named = megabyte.config_of({'size': size}), size.split('-')[1:]
+      for stack, name in zip((config.global_stack(), config.local_stack()), named, strict=True):
+        count = float(name[:-1]) * {'M': 1e6, 'B': 1e9}[name[-1]]
+        assert stack_weights(stack) == pytest.approx(count, rel=0.01), (size, counts)
 
 
 @pytest.mark.parametrize('file', [f for f, args in ARGUMENTS.items() if len(args) > 1])

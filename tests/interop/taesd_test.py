@@ -78,6 +78,7 @@ def test_taef2_computes_what_pytorch_computes():
   check_parity(taesd.TAEF2, taesd.read_taef2(WEIGHTS), golden('taef2'), 64)
 
 
+@pytest.mark.slow
 def test_weights_go_out_as_they_came_in(small, tmp_path):
   halves = small[1]
   params = taesd.read_taef2(written(halves, tmp_path / 'in'), SMALL)
@@ -129,6 +130,7 @@ def test_settings_and_images_that_cannot_be_used():
     task.loss({}, {}, None, 0, {})
 
 
+@pytest.mark.slow
 def test_converted_it_is_a_run_like_any_other(tmp_path, capsys):
   shapes = {half: half_shapes(half, 64, 32) for half in taesd.HALVES}
   halves = {half: golden_weights(names) for half, names in shapes.items()}

@@ -83,6 +83,7 @@ def test_pictures_give_the_classifiers_features(tmp_path, monkeypatch):
     encoders.image(tmp_path / 'w.npz', 16)
 
 
+@pytest.mark.slow
 def test_pictures_give_a_tokenizers_mean_latents(run_dir, tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match='a run of jaxmm.models.lm, expected'):
     encoders.tokenizer('run')

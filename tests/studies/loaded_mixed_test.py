@@ -115,6 +115,7 @@ def test_each_caption_has_the_latent_of_its_own_picture(model, tmp_path):
     _latents_of_captions(config)
 
 
+@pytest.mark.slow
 def test_text_and_images_in_turn(model, tmp_path, capsys):
   images = model.draw(['colour 3', 'c'], steps=2)
   greedy = {'sampling': {'greedy': True}}
@@ -181,6 +182,7 @@ def test_an_edit_is_what_an_uncached_loop_makes_of_image_and_instruction(model):
     assert np.abs(model.latents_after(rows, seed=4, **settings) - found).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_held_out_pictures_are_drawn_and_described(model, capsys, monkeypatch):
   pixels_of = lambda images, params, **options: images.reshape(len(images), -1)[:, ::53] / 255
   monkeypatch.setattr(mixed_evaluation, 'feature_rows', pixels_of)

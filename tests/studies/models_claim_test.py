@@ -58,6 +58,7 @@ def text(tmp_path_factory):
   return str(path)
 
 
+@pytest.mark.slow
 def test_runs_to_a_verdict_and_does_nothing_twice(text, tmp_path):
   said = []
   page = models_claim.run(CLAIM, tmp_path, data_path=text, echo=said.append)
