@@ -75,7 +75,9 @@ def add_sampler_options(p) -> None:
   p.add_argument(
     '--steps', type=int, default=250, metavar='N', help='of drawing an image (default: %(default)s)'
   )
-  p.add_argument('--method', help='ancestral (default), ddim, or euler for a model of flow')
+  p.add_argument(
+    '--method', help='ancestral (default) or ddim; euler for a model of flow, which needs no saying'
+  )
   p.add_argument(
     '--guidance', type=float, default=1.0, metavar='S', help='guidance scale; default: 1, none'
   )

@@ -27,7 +27,7 @@ from jaxmm import task as tasks
 from jaxmm.config import ConfigError, from_preset
 from jaxmm.core import axes, decode, decoding, layers, losses, masks, positions, transformer
 from jaxmm.core.protocols import Scorer
-from jaxmm.models import transfusion_rows
+from jaxmm.models import mixed_rows
 
 # Two that train on a laptop, and the shapes of published models.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -463,7 +463,7 @@ class LmTask(tasks.Task):
     out = {'cross_entropy': (nats, count), 'bits_per_token': (nats / math.log(2.0), count)}
     if 'image_BL' not in batch:
       return out
-    kinds = transfusion_rows.kinds_of_text(batch['image_BL'], batch['segment_BL'])
+    kinds = mixed_rows.kinds_of_text(batch['image_BL'], batch['segment_BL'])
     for kind, mask_BL in (kinds | {'codes': batch['image_BL'] > 0}).items():
       out[f'cross_entropy_{kind}'] = losses.weighted_sum(nll_BL, weight_BL * _shifted(mask_BL))
     return out

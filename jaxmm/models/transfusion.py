@@ -5,7 +5,7 @@ latents in one sequence; attention is causal, and both ways within an image; tex
 loss, each image a denoising loss at a timestep of its own, weighted by 5. No code was published;
 what the paper leaves open is named where it is settled, here and in `transfusion_patches`.
 
-A batch: `ids_BL` (0 at patches), `image_BL`, `patch_BL`, `segment_BL` (see `transfusion_rows`),
+A batch: `ids_BL` (0 at patches), `image_BL`, `patch_BL`, `segment_BL` (see `mixed_rows`),
 `weight_BL` of each token as a target (0 for patches, for what follows the beginning of an image,
 for its end, for padding), `latent_BIYXC` of unit variance, `image_valid_BI`, `is_image_first_BI`
 (the text comes after the image), `index_B`, `valid_B`.
@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jaxmm import task as tasks
 from jaxmm.config import ConfigError
 from jaxmm.core import axes, decode, layers, losses, positions, transformer
+from jaxmm.models import mixed_rows as rows
 from jaxmm.models import transfusion_patches as patches
-from jaxmm.models import transfusion_rows as rows
 from jaxmm.models.transfusion_config import PRESETS, TransfusionConfig, config_of
 
 __all__ = [

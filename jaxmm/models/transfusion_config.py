@@ -12,8 +12,8 @@ import numpy as np
 
 from jaxmm.config import ConfigError, from_preset
 from jaxmm.core import diffusion, positions, transformer
+from jaxmm.models import mixed_rows as rows
 from jaxmm.models import transfusion_patches as patches
-from jaxmm.models import transfusion_rows as rows
 
 # 32,000 ids of text, as the paper has; behind them padding (which is the null caption, too), bos,
 # eos and the two brackets.

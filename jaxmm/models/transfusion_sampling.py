@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxmm.config import ConfigError
 from jaxmm.core import decode, decoding, diffusion
-from jaxmm.models import transfusion_rows as rows
+from jaxmm.models import mixed_rows as rows
 from jaxmm.models.transfusion import Transfusion, TransfusionConfig
 from jaxmm.models.transfusion_prompts import Mixed
 

@@ -44,6 +44,11 @@ class LoadedTransfusion(LoadedMixed):
 
   stored = 'latents'
 
+  def sampler_config(self, sampler: Mapping[str, Any]) -> SamplerConfig:
+    """Settings by name; without a `method` the one that is every model's of this objective."""
+    method = 'euler' if self.task.config.objective == 'flow' else 'ancestral'
+    return configs.from_mapping(SamplerConfig, {'method': method, **sampler}, 'sampler')
+
   def draw(
     self,
     prompts: Sequence[str],
@@ -62,7 +67,8 @@ class LoadedTransfusion(LoadedMixed):
       seed: of the noise.
       batch: images that are drawn at one time.
       autoencoder: a run directory; None is that of the latents the model was trained on.
-      **sampler: of `SamplerConfig` (steps, method, guidance_scale, ...).
+      **sampler: of `SamplerConfig` (steps, method, guidance_scale, ...); a model of flow is drawn
+        from by 'euler' unless told otherwise.
 
     Raises:
       ConfigError: texts too long for an image behind them, or settings that cannot be.
@@ -127,7 +133,7 @@ class LoadedTransfusion(LoadedMixed):
       ConfigError: see `draw`.
     """
     config, before = self.task.config, Codec.of(self.config).before
-    settings = configs.from_mapping(SamplerConfig, sampler, 'sampler')
+    settings = self.sampler_config(sampler)
     rows = [[*before, *row, config.boi_id] for row in rows]
     if not rows:
       raise ConfigError('there is no prompt; an empty one, "", is one')
@@ -245,7 +251,7 @@ class LoadedTransfusion(LoadedMixed):
       ConfigError: no room for so much, or settings that cannot be.
     """
     config, codec, coder = self.task.config, Codec.of(self.config), self.autoencoder(autoencoder)
-    of_images = configs.from_mapping(SamplerConfig, sampler, 'sampler')
+    of_images = self.sampler_config(sampler)
     of_text = configs.from_mapping(SamplingConfig, dict(sampling or {}), 'sampling')
     if isinstance(prompts, str) or not prompts:
       raise ConfigError(f'prompts is {prompts!r}, expected a list with at least one')

@@ -20,7 +20,6 @@ from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.core.decoding import SamplingConfig
-from jaxmm.core.diffusion import SamplerConfig
 from jaxmm.data.array_store import ArrayStore
 from jaxmm.data.image_files import FileSource
 from jaxmm.data.mixed import MixedSource
@@ -83,14 +82,15 @@ def check(model: LoadedTransfusion, num: int, **sampler: Any) -> None:
   """Whether `measure` has what it needs, said before anything is run.
 
   Raises:
-    ConfigError: fewer than 2 pictures, settings with which this model cannot be sampled, or the
-      classifier's weights are missing.
+    ConfigError: fewer than 2 pictures, settings with which this model cannot be sampled, its
+      autoencoder or the classifier's weights are missing.
   """
   if num < 2:
     raise ConfigError(f'--samples is {num}, expected 2 or more pictures to compare')
-  settings = configs.from_mapping(SamplerConfig, sampler, 'sampler')
+  settings = model.sampler_config(sampler)
   settings.plan(model.task.config.num_timesteps)
   transfusion_sampling.check_samplers(model.task.config, SamplingConfig(), settings)
+  model.autoencoder()
   read_classifier()
 
 

@@ -15,7 +15,7 @@ import pytest
 from jaxmm.core import transformer
 from jaxmm.core.decoding import SamplingConfig
 from jaxmm.models import lm, transfusion
-from jaxmm.models import transfusion_rows as rows
+from jaxmm.models import mixed_rows as rows
 from tests.references.golden_weights import golden_weights
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden' / 'llama' / 'llama.npz'

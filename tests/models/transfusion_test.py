@@ -9,7 +9,7 @@ import pytest
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.core import diffusion
-from jaxmm.models import transfusion, transfusion_rows
+from jaxmm.models import mixed_rows, transfusion
 from jaxmm.models.transfusion import Transfusion, config_of
 from tests.mixed_rows import mixed_batch
 from tests.references import transfusion as reference
@@ -455,16 +455,16 @@ def test_flops_count_every_weight_but_the_embedding():
 
 
 def test_positions_and_neighbours_of_a_row(batch):
-  shared = transfusion_rows.rotary_positions(
+  shared = mixed_rows.rotary_positions(
     batch['image_BL'], batch['patch_BL'], batch['segment_BL'], 'shared'
   )
   np.testing.assert_array_equal(shared[0, :10], [0, 1, 2, 3, 4, 4, 4, 4, 5, 6])
   np.testing.assert_array_equal(shared[0, 10:19], [0, 1, 2, 2, 2, 2, 3, 4, 5])
   nearest = lambda f: np.asarray(f(batch['image_BL'], batch['segment_BL'])[2, :17])
   expected = [1, 1, 1, 0, 0, 0, 0, 2, 2, 2, 2, 0, 0, 0, 0, 0, 0]
-  np.testing.assert_array_equal(nearest(transfusion_rows.next_image), expected)
+  np.testing.assert_array_equal(nearest(mixed_rows.next_image), expected)
   expected = [0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 2, 2]
-  np.testing.assert_array_equal(nearest(transfusion_rows.last_image), expected)
+  np.testing.assert_array_equal(nearest(mixed_rows.last_image), expected)
 
 
 BAD = {

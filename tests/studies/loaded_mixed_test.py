@@ -295,6 +295,14 @@ def test_what_is_drawn_and_described_of_a_source(tmp_path):
   }  # fmt: skip
 
 
+@pytest.mark.parametrize(('objective', 'method'), [('ddpm', 'ancestral'), ('flow', 'euler')])
+def test_a_model_is_drawn_from_as_its_objective_asks(model, objective, method):
+  config = dataclasses.replace(model.task.config, objective=objective)
+  of = dataclasses.replace(model, task=dataclasses.replace(model.task, config=config))
+  assert of.sampler_config({'steps': 3}) == SamplerConfig(steps=3, method=method)
+  assert of.sampler_config({'method': 'ddim'}).method == 'ddim'
+
+
 def test_what_cannot_be_is_said(model):
   with pytest.raises(ConfigError, match='model.length'):
     model.draw(['a' * 200], steps=1)

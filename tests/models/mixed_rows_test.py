@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmm.models import transfusion_rows
+from jaxmm.models import mixed_rows
 
 BOI, EOI, NULL = 8, 9, 10
 # Two images of one patch behind the text 1 2, text 3 behind them; a third in a document of its own.
@@ -23,7 +23,7 @@ SEGMENT = [1] * 9 + [2] * 4
 )
 def test_a_text_before_several_images_is_the_caption_of_the_first(dropped, nulls, lossless):
   row = lambda values: jnp.asarray([values], jnp.int32)
-  ids, lost = transfusion_rows.without_captions(
+  ids, lost = mixed_rows.without_captions(
     row(IDS), row(IMAGE), row(SEGMENT), jnp.arange(3)[None] == dropped, null_id=NULL,
     kept_ids=(BOI, EOI),
   )  # fmt: skip
