@@ -3,9 +3,10 @@
     python experiments/performance/memory.py --directory /tmp/memory
 
 Vectors are those of `vectors.py` (20,000 and 200,000 x 384), documents those of `planted.py` (2,000
-and 20,000). One JSON line a job: the resident peak, that without pages of files, which the system
-takes back when it needs them, and for vectors what the command planned before it loaded them. k is
-the square root of the rows; three iterations, as more take no more memory.
+and 20,000; for `embed`, by MiniLM, whose weights are a package of their own, 200 and 2,000). One
+JSON line a job: the resident peak, that without pages of files, which the system takes back when it
+needs them, and for vectors what the command planned before it loaded them. k is the square root of
+the rows; three iterations, as more take no more memory.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ JOBS = {
   'one cluster, on disk': (
     'semdedup --prefer hard --keep 0.75 --clusters 1 --on-disk --fit-rows 2000'
   ).split(),
+}
+
+
+OF_DOCUMENTS = {
+  'minhash': ['minhash', '--processes', '1'],
+  'embed': ['embed', '--encoder', 'minilm', '--processes', '1', '--rows-per-shard', '64'],
 }
 
 
@@ -92,15 +99,17 @@ def main() -> None:
   parser.add_argument('--directory', required=True, type=pathlib.Path, help='for data and results')
   parser.add_argument('--rows', nargs='+', type=int, default=[20_000, 200_000])
   parser.add_argument('--documents', nargs='+', type=int, default=[2_000, 20_000])
-  parser.add_argument('--jobs', nargs='+', default=[*JOBS, 'minhash'])
+  parser.add_argument('--texts', nargs='+', type=int, default=[200, 2_000], help='for embed')
+  parser.add_argument('--jobs', nargs='+', default=[*JOBS, *OF_DOCUMENTS])
   options = parser.parse_args()
   options.directory.mkdir(parents=True, exist_ok=True)
   for job in options.jobs:
-    for size in options.documents if job == 'minhash' else options.rows:
+    sizes = {'minhash': options.documents, 'embed': options.texts}.get(job, options.rows)
+    for size in sizes:
       if job == 'one cluster, on disk' and size > 60_000:
         size = 60_000  # its work grows with the square
-      if job == 'minhash':
-        words = ['minhash', '--processes', '1', '--input', str(documents(size, options.directory))]
+      if job in OF_DOCUMENTS:
+        words = [*OF_DOCUMENTS[job], '--input', str(documents(size, options.directory))]
       else:
         words = [*JOBS[job], '--vectors', str(embedded(size, options.directory))]
         words += ['--iterations', '3']
