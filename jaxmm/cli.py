@@ -333,7 +333,8 @@ def _add_reproduce(verbs):
     '--data-path',
     metavar='PATH',
     help="the claim's data, as experiments/PAPER/README.md says: pictures train/CLASS/*, "
-    'test/CLASS/* (crt, dbp), a folder with pool* and held_out/* (texts); default: from TFDS, or '
+    'test/CLASS/* (crt, dbp), a folder with pool* and held_out/* (texts), one with '
+    'books/{train,test}/* and pictures.zip (megabyte, transfusion); default: from TFDS, or '
     'the standard library of Python (scip, long_files)',
   )
   p.add_argument('--seeds', type=int, nargs='+', help='default: those of the claim')

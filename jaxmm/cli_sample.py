@@ -60,7 +60,11 @@ def add_options(p) -> None:
   )
   p.add_argument('--greedy', action='store_true', help='always the likeliest code')
   p.add_argument('--seed', type=int, default=0, help='default: %(default)s')
-  p.add_argument('--output', metavar='FILE', help='the grid (.png); of texts JSON lines, optional')
+  p.add_argument(
+    '--output',
+    metavar='FILE',
+    help='the grid (.png); of texts JSON lines or raw bytes (.bin), optional',
+  )
   p.add_argument(
     '--interleave',
     metavar='DIR',
@@ -139,7 +143,7 @@ def _from_prompts(options) -> int:
   if isinstance(model, LoadedMixed):
     drawn = _OF_TOKENS if isinstance(model, LoadedCodesLm) else ('steps', 'method')
     used = ('image', 'guidance', 'tokenizer', 'array', *drawn)
-    _refuse_others(options, 'images of a --prompt', *used)
+    _refuse_others(options, 'images of a --prompt (for text, too, see --interleave)', *used)
     if not options.output:
       raise ConfigError('--output FILE.png is needed for what a model of text and images draws')
     of_codes = dict(_of_tokens(options), guidance_scale=options.guidance)

@@ -81,6 +81,8 @@ DEPARTURES = (
   'no guidance. 50 steps, not 250.',
   'Pictures are judged by the kernel distance of features of EfficientNet-Lite0 at 64 pixels, for '
   'which 512 of them suffice, and not by FID; captions by their likelihood and not by CIDEr.',
+  'A picture that is described stands at timestep 0, which is not trained: the least noisy one '
+  'that is, the default of today, came after these runs.',
   'The model of codes is the same Llama-shaped one; Chameleon adds norms and a z-loss, which keep '
   "it stable at the paper's size.",
 )

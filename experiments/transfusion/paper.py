@@ -8,7 +8,7 @@
 Arguments: `0.16B` (default), `0.37B`, `0.76B`, `1.4B`, `7B`: the controlled runs of 0.5T tokens
 (section 4.1), 512 rows of 4096 positions a step, linear patches, no noise limit; `large`: the 7B
 model with U-Net patches, 4M tokens a step, 2T tokens (section 4.4). For the ablations set
---config.model.patches=unet, model.patch=K (`mixed.patches` of both data sections follow it),
+--config.model.patches=unet, model.patch=K (patches and room for images of the data follow it),
 model.attention=causal, model.noise_limit=500.
 
 TOKENIZER.json is a BPE of up to 32,000 ordinary ids that `BpeTokenizer.train` of
@@ -29,6 +29,7 @@ from jaxmm.config import ConfigError
 SIZES = ('0.16B', '0.37B', '0.76B', '1.4B', '7B')
 LENGTH, TEXT = 4096, 32_000  # positions of a row, ordinary ids
 LATENT = 32  # pixels of a latent along a side
+TIGHT = 10  # brackets and the shortest captions: so many images fit a row, hardly ever more
 
 
 def get_config(what: str = '0.16B') -> ConfigDict:
@@ -42,18 +43,20 @@ def get_config(what: str = '0.16B') -> ConfigDict:
   patch = FieldReference(2)
   side = FieldReference(LATENT) // patch
   patches = side * side
-  of_all = dict(length=LENGTH, boi_id=TEXT + 3, eoi_id=TEXT + 4, max_images=15)
+  images = LENGTH // (patches + TIGHT)  # 15 of the paper's patches
+  of_all = dict(length=LENGTH, boi_id=TEXT + 3, eoi_id=TEXT + 4)
   tokenizer = FieldReference('bytes')
   special = dict(bos_id=TEXT + 1, eos_id=TEXT + 2, pad_id=TEXT)
   data = dict(
     name='mixed', path=path, split='train', threads=16, prefetch=8,
-    mixed=dict(mixed, patches=patches, **of_all),
+    mixed=dict(mixed, patches=patches, max_images=images, **of_all),
     text=dict(tokenizer=tokenizer, **special),
   )  # fmt: skip
   held_out = dict(
     data, path=path.identity(), split='test',
     mixed=dict(
-      {name: v.identity() for name, v in mixed.items()}, patches=patches.identity(), **of_all
+      {name: v.identity() for name, v in mixed.items()}, patches=patches.identity(),
+      max_images=images.identity(), **of_all
     ),
     text=dict(tokenizer=tokenizer.identity(), **special),
   )  # fmt: skip
@@ -65,9 +68,9 @@ def get_config(what: str = '0.16B') -> ConfigDict:
       steps=500_000 if is_large else 250_000,
       batch=1024 if is_large else 512,
       model=dict(
-        size='7B' if is_large else what, length=LENGTH, vocab_size=TEXT + 5, row_images=15,
-        latent_size=LATENT, patch=patch, dtype='bfloat16', remat='dots',
-        attention_backend='chunked', loss_chunk=512,
+        size='7B' if is_large else what, length=LENGTH, vocab_size=TEXT + 5,
+        row_images=images.identity(), latent_size=LATENT, patch=patch, dtype='bfloat16',
+        remat='dots',        attention_backend='chunked', loss_chunk=512,
       ),
       data=data,
       eval_data=held_out,

@@ -70,12 +70,12 @@ class BadRecords:
     all_there_are = _FEWEST_SEEN if self._num_records is None else self._num_records
     seen = max(int(self._seen.sum()), min(all_there_are, _FEWEST_SEEN))
     if len(self.reasons) > self._max_fraction * seen:
-      raise TooManyBadRecords(self._message(seen))
+      raise TooManyBadRecords(self._message())
 
-  def _message(self, seen: int) -> str:
+  def _message(self) -> str:
     first = '; '.join(f'{self._name(r)}: {why}' for r, why in list(self.reasons.items())[:5])
     return (
-      f'{len(self.reasons)} unreadable records of {seen}, more than '
+      f'{len(self.reasons)} unreadable records of the first {int(self._seen.sum())}, more than '
       f'data.max_bad_fraction={self._max_fraction} allows; the first: {first}. '
       'Mend or remove them, or set data.max_bad_fraction higher'
     )

@@ -147,6 +147,17 @@ class TextFiles:
     else:
       raise ConfigError(f'{setting} {path!r} does not exist')
 
+  @property
+  def advice(self) -> str:
+    """For the case that the split is empty."""
+    if not self._by_hash:
+      return ''
+    return (
+      f': documents are split by a hash of their names, {self._test_fraction} of them for test, '
+      'and with few of them a split may get none; make folders train and test, set test_fraction '
+      'higher, or give a single plain text, whose last lines are test'
+    )
+
   def documents(self) -> Iterator[Document]:
     """Those of the split, in order, and among them those of the same files that are not."""
     for shard in self._shards:
@@ -248,7 +259,7 @@ def encoded_documents(
   fingerprint = verdicts.settled(files.described) if verdicts else ''
   bad.finish(number + 1)
   if not ids:
-    raise ConfigError(f'{files.described} holds no text')
+    raise ConfigError(f'{files.described} holds no text{files.advice}')
   return Documents.of(ids, names), fingerprint
 
 

@@ -44,7 +44,7 @@ def _sizes(global_depth, global_width, global_heads, local_depth, local_width, l
 PRESETS: dict[str, dict[str, Any]] = {
   'micro': _sizes(2, 64, 2, 2, 32, 2, patch=4, length=256),  # 142,736
   'mini': _sizes(4, 256, 4, 2, 128, 4, patch=8, length=1024),  # 3,635,744
-  # Text, 8,192 bytes.
+  # Text, 8,192 bytes. Its table of sizes calls the first one 760M/262M.
   'text-758M-262M': _sizes(14, 2048, 32, 18, 1024, 16, patch=8, length=8192),  # 934,453,504
   'text-350M-290M': _sizes(24, 1024, 16, 20, 1024, 16, patch=8, length=8192),  # 555,723,904
   'text-1.3B-218M': _sizes(24, 2048, 32, 15, 1024, 16, patch=8, length=8192),  # 1,400,247,552

@@ -56,9 +56,11 @@ def prompts(
     num_images: images that a row has room for, likewise; None is the largest number, or 1.
 
   Raises:
-    ConfigError: an empty prompt, one that does not fit, brackets among the ids or ids outside the
-      vocabulary, an image of another shape.
+    ConfigError: no prompt or an empty one, one that does not fit, brackets among the ids or ids
+      outside the vocabulary, an image of another shape.
   """
+  if not prompt:
+    raise ConfigError('there is no prompt; give a row at least')
   given = [[np.asarray(item) for item in row if np.ndim(item)] for row in prompt]
   filled = [_filled(config, i, row, num_positions) for i, row in enumerate(prompt)]
   longest = max(len(ids) for ids, _, _ in filled)

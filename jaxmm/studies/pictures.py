@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxmm import config as configs
 from jaxmm.config import ConfigError
-from jaxmm.data import transforms
+from jaxmm.data import byte_images, transforms
+from jaxmm.data.pipeline import DataConfig
 from jaxmm.report.images import tiled
 from jaxmm.studies import loading, run
 from jaxmm.studies.loaded import LoadedMixed
@@ -81,9 +84,26 @@ def sample(
   seed: int = 0,
   **sampling: Any,
 ) -> str:
-  """Writes a PNG grid of samples (and their array); returns what it wrote."""
+  """Writes a PNG grid of samples (and their array); returns what it wrote.
+
+  Args:
+    directory: a run of an image model of classes, or of a model of the bytes of pictures.
+    output: the grid.
+    num: how many.
+    labels: class ids; None is all in turn.
+    array: uint8 images as `arr_0`.
+    tokenizer: of an image model; None is the one whose codes it was trained on.
+    seed: of what is drawn.
+    **sampling: of `SamplingConfig`.
+
+  Raises:
+    ConfigError: another kind of run, or options that do nothing for it.
+  """
   _check_wanted(output, num)
   loaded = loading.load(directory)
+  if isinstance(loaded, LoadedText) and loaded.config['data'].get('bytes', {}).get('image_order'):
+    images = _of_bytes(loaded, num, labels, tokenizer, seed, sampling)
+    return _write_samples(images, output, array)
   if not isinstance(loaded, loading.LoadedImageLm):
     takes_prompts = isinstance(loaded, LoadedMixed | LoadedText)
     mend = ' of classes; give this one a --prompt' if takes_prompts else ''
@@ -92,12 +112,31 @@ def sample(
     )
   classes = list(labels) if labels else list(range(loaded.task.config.num_classes))
   images = loaded.sample(np.resize(classes, num), seed=seed, tokenizer=tokenizer, **sampling)
+  return _write_samples(images, output, array)
+
+
+def _of_bytes(model: LoadedText, num, labels, tokenizer, seed, sampling) -> np.ndarray:
+  """Pictures of a model of their bytes, from nothing; uint8 [num, Y, X, C]."""
+  if labels or tokenizer:
+    raise ConfigError(
+      f'{model.directory} is a model of the bytes of pictures: it has neither classes (--labels) '
+      'nor a tokenizer (--tokenizer)'
+    )
+  sampling.pop('guidance_interval', None)  # of guidance, which `write` refuses
+  data = configs.from_mapping(DataConfig, model.config['data'], 'data')
+  shape, of = (data.image_size, data.image_size, data.channels), data.bytes
+  rows = model.write([b''] * num, math.prod(shape), seed=seed, **sampling)
+  ids = (np.frombuffer(row, np.uint8) for row in rows)
+  return np.stack([byte_images.image_of_bytes(row, shape, of.image_order, of.patch) for row in ids])
+
+
+def _write_samples(images: np.ndarray, output, array) -> str:
   shown = images[:_GRID]
   _write_png(tiled(shown, int(np.ceil(np.sqrt(len(shown))))), output)
   if array:
     np.savez(array, arr_0=images)
-  first = f' (the first {_GRID})' if num > _GRID else ''
-  return f'{num} samples: {output}{first}' + (f', {array}' if array else '')
+  first = f' (the first {_GRID})' if len(images) > _GRID else ''
+  return f'{len(images)} samples: {output}{first}' + (f', {array}' if array else '')
 
 
 def draw(

@@ -36,7 +36,8 @@ def sample(
     prompts: what is given.
     length: of what is new, in bytes or tokens.
     output: JSON lines with `prompt` and `text`; None for none. Bytes that are no UTF-8 become the
-      replacement character there and on the terminal.
+      replacement character there and on the terminal. A name that ends with .bin gets the bytes of
+      the only prompt and those behind it, as they are.
     seed: of what is drawn.
     show: takes pieces of text.
     **sampling: of `SamplingConfig`.
@@ -49,14 +50,19 @@ def sample(
       f'{model.directory} is a run of {model.config["task"]}, which takes no prompt; leave '
       '--prompt out'
     )
+  is_raw = output is not None and str(output).endswith('.bin')
+  if is_raw and len(prompts) > 1:
+    raise ConfigError(f'--output {output}: raw bytes are those of one --prompt, got {len(prompts)}')
   _check_output(output)
   stream = model.stream(prompts, length, seed=seed, **sampling)
+  raw = prompt_bytes(prompts)[:1]
   prompts = [prompt.decode(errors='replace') for prompt in prompt_bytes(prompts)]
   whole = [''] * len(prompts)
   decoders = [codecs.getincrementaldecoder('utf-8')('replace') for _ in prompts]
   if len(prompts) == 1:
     show(prompts[0])
   for pieces in stream:
+    raw.append(pieces[0])
     for i, (piece, decoder) in enumerate(zip(pieces, decoders)):
       text = decoder.decode(piece)
       whole[i] += text
@@ -69,9 +75,11 @@ def sample(
       show(f'[{i}] {prompt}{text}\n')
   else:
     show('\n')
-  return f'{len(prompts)} texts of step {model.step}' + _written(
-    output, ({'prompt': p, 'text': t} for p, t in zip(prompts, whole))
-  )
+  done = f'{len(prompts)} texts of step {model.step}'
+  if is_raw:
+    size = pathlib.Path(output).write_bytes(b''.join(raw))
+    return f'{done}, {size} bytes written to {output}'
+  return done + _written(output, ({'prompt': p, 'text': t} for p, t in zip(prompts, whole)))
 
 
 def describe(

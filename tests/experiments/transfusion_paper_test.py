@@ -9,6 +9,7 @@ from PIL import Image
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
 from jaxmm.data.array_store import ArrayStoreWriter
+from jaxmm.data.mixed import packed_rows
 from jaxmm.studies import run
 from jaxmm.tokenizers import text
 from tests.experiments.configs_test import ROOT
@@ -53,6 +54,24 @@ def batches_of(config):
   batches = run.make_batches(config, train=True, batch=1)
   run.check_data(run.make_task(config), {'data': batches})
   return batches
+
+
+@pytest.mark.parametrize('patch', [1, 2, 4, 8])
+def test_rows_are_full_whatever_the_patch(patch, files):
+  """Of pairs whose captions have 8 to 24 ids and half text, as the paper mixes them."""
+  config = config_of(files, patch=patch)
+  images, patches = config.data.mixed.max_images, config.data.mixed.patches
+  assert config.model.row_images == config.eval_data.mixed.max_images == images
+  rng, pairs = np.random.default_rng(0), 4000
+  lengths = [rng.integers(8, 24, pairs) + patches + 2, rng.integers(50, 3000, pairs)]
+  texts = np.cumsum(lengths[1]) < lengths[0].sum()  # as many positions as the pairs
+  lengths = np.concatenate([lengths[0], lengths[1][texts]])
+  is_pair = np.arange(len(lengths)) < pairs
+  order = rng.permutation(len(lengths))
+  rows, unlimited = (
+    packed_rows(lengths[order], is_pair[order].astype(int), 4096, most) for most in (images, None)
+  )
+  assert len(rows) <= 1.01 * len(unlimited)
 
 
 @pytest.mark.parametrize('patch', [2, 4])

@@ -6,11 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import jaxmm
 from jaxmm import cli
 from jaxmm import config as configs
 from jaxmm.config import ConfigError
+from jaxmm.data import byte_images
 from jaxmm.models.megabyte_evaluation import strided_nll
 from jaxmm.models.megabyte_network import byte_nll
 from jaxmm.studies import run as runs
@@ -64,6 +66,48 @@ def test_on_the_terminal_and_in_a_file(trained, tmp_path, capsys):
   assert cli.main([*words, '--prompt', 'eins', 'zwei']) == 0
   assert '[1] zwei' in capsys.readouterr().out
   assert json.loads(out.read_text().splitlines()[0]) == row
+
+
+def test_raw_bytes_in_a_file(trained, tmp_path):
+  words = ['sample', '--run', str(trained['megabyte']), '--length', '17', '--prompt', 'eins']
+  out = tmp_path / 'heard.bin'
+  assert cli.main([*words, '--output', str(out), '--seed', '2']) == 0
+  written = jaxmm.load(trained['megabyte']).write(['eins'], 17, seed=2)[0]
+  assert out.read_bytes() == b'eins' + written
+  assert cli.main([*words, 'zwei', '--output', str(out)]) == 2
+
+
+@pytest.mark.parametrize('order', ['raster', 'patch'])
+def test_a_model_of_the_bytes_of_pictures_draws(order, tmp_path):
+  folder = tmp_path / 'pictures'
+  folder.mkdir()
+  for i in range(16):
+    Image.new('RGB', (4, 4), (15 * i, 0, 255)).save(folder / f'{i}.png')
+  settings = (
+    *SETTINGS, 'model.size=micro', 'model.length=48', 'model.patch=12',
+    'model.global_width=48', 'data.name=images', f'data.path={folder}', 'data.labels=none',
+    'data.image_size=4', 'data.test_fraction=0.3', f'data.bytes.image_order={order}',
+    'data.bytes.patch=12',
+  )  # fmt: skip
+  config = configs.plain(runs.with_settings(configs.load_config('megabyte/mini.py'), settings))
+  runs.train_from_config(config, tmp_path / 'run', evaluates=False, echo=lambda line: None)
+  words = ['sample', '--run', str(tmp_path / 'run'), '--num', '3', '--greedy', '--seed', '1']
+  out = {name: str(tmp_path / name) for name in ('grid.png', 'all.npz')}
+  assert cli.main([*words, '--output', out['grid.png'], '--array', out['all.npz']]) == 0
+  images = np.load(out['all.npz'])['arr_0']
+  assert images.shape == (3, 4, 4, 3) and Image.open(out['grid.png']).size >= (8, 8)
+  row = jaxmm.load(tmp_path / 'run').write([b''], 48, seed=1, greedy=True)[0]
+  np.testing.assert_array_equal(byte_images.image_bytes(images[0], order, 12), [*row])
+  assert cli.main([*words, '--output', out['grid.png'], '--labels', '3']) == 2
+
+
+def test_a_split_without_documents_says_how_they_are_split(tmp_path):
+  (tmp_path / 'a.txt').write_text('ein Text')
+  message = 'holds no text: documents are split by a hash of their names, 0.1 of them for test'
+  with pytest.raises(ConfigError, match=message):
+    config = runs.with_settings(configs.load_config('megabyte/mini.py'), [f'data.path={tmp_path}'])
+    for train in (True, False):
+      runs.make_batches(configs.plain(config), train=train)
 
 
 @pytest.mark.parametrize(
