@@ -14,6 +14,7 @@ import jaxmm
 from jaxmm import cli_sample
 from jaxmm.cli_curate import several, training
 from jaxmm.config import ConfigError, RunError
+from jaxmm.train import watch
 from jaxmm.train.memory import keep_freed_memory
 
 # A disk that is full, over its quota or read-only.
@@ -41,11 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   except (ConfigError, RunError, OSError) as error:
     if isinstance(error, OSError) and not _is_the_users(error):
       raise
-    print(f'jaxmm {_name(options)}: {_described(error, options)}', file=sys.stderr)
-    return 2 if isinstance(error, ConfigError) or _names_a_file(error) else 1
+    if not isinstance(error, ConfigError):
+      watch.wait_for_news()
+    said = f'jaxmm {_name(options)}: {_described(error, options)}'
+    print(said, file=sys.stderr)
+    status = 2 if isinstance(error, ConfigError) or _names_a_file(error) else 1
+    watch.fail(status, said)
+    return status
   except KeyboardInterrupt:
     on = 'to go on' if options.verb in _RESUMES else 'to do it from the beginning'
     print(f'\njaxmm {_name(options)}: interrupted; run the same command again {on}', flush=True)
+    watch.fail(_INTERRUPTED, 'interrupted')
     return _INTERRUPTED
 
 

@@ -34,11 +34,14 @@ def join(options: argparse.Namespace) -> None:
   """Makes this process one of several, if its options say so; before anything uses a device."""
   from jaxmm.train import processes
 
+  place = getattr(options, 'workdir', None)
   processes.join(
     options.coordinator,
     options.process_id,
     options.process_count,
     is_found=options.distributed,
+    resume='run the same command again, in as many processes as there are now: it goes on from '
+    + (f'the newest checkpoint in {place}' if place else 'where it was'),
   )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 
 from jaxmm.config import ConfigError, RunError
+from jaxmm.train import watch
 
 
 def join(
@@ -13,14 +14,18 @@ def join(
   process_count: int | None = None,
   *,
   is_found: bool = False,
+  resume: str = 'run the same command again',
 ) -> None:
   """Makes this process one of several; does nothing where no argument is given.
+
+  From then on the loss of one process ends the others (`train.watch`).
 
   Args:
     coordinator: HOST:PORT where process 0 listens, the same for all.
     process_id: of this process, from 0.
     process_count: how many there are.
     is_found: all three are jax's to find (TPU pods, SLURM, Open MPI, Kubernetes).
+    resume: what the last line says to do when another process was lost.
 
   Raises:
     ConfigError: some of the three without the others, or values that cannot be.
@@ -38,9 +43,10 @@ def join(
       f'--distributed lets jax find the processes, but {", ".join(given)} is given; leave one out'
     )
   if is_found:
-    return _initialize(
+    _initialize(
       {}, 'found no cluster; name --coordinator, --process-id and --process-count instead'
     )
+    return watch.start(resume)
   if not given:
     return None
   if missing:
@@ -59,7 +65,8 @@ def join(
   arguments = dict(
     coordinator_address=coordinator, num_processes=process_count, process_id=process_id
   )
-  return _initialize(arguments, f'could not join the {process_count} processes at {coordinator}')
+  _initialize(arguments, f'could not join the {process_count} processes at {coordinator}')
+  return watch.start(resume, host.strip('[]'))
 
 
 def _initialize(arguments: dict[str, str | int], failure: str) -> None:
