@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,8 +80,12 @@ def make_mesh(
 ) -> Mesh:
   """The mesh over all devices (of all processes), axis types Auto.
 
+  Where the devices are of several TPU slices, the data axis alone goes from slice to slice, over
+  the slow network, and each slice holds a contiguous part of it.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or the slices do not divide
+      the data axis.
   """
   devices = list(devices) if devices is not None else jax.devices()
   sizes = [config.data, config.fsdp, config.tensor]
@@ -96,9 +101,22 @@ def make_mesh(
       f'mesh {dataclasses.asdict(config)} uses a multiple of {known} devices, and all of them, '
       f'but there are {len(devices)}; change mesh.data, mesh.fsdp or mesh.tensor'
     )
+  slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if sizes[0] % slices:
+    raise ValueError(
+      f'mesh {dataclasses.asdict(config)} has {sizes[0]} parts along data, but the devices are of '
+      f'{slices} slices, and only data goes across slices; make mesh.data a multiple of {slices}'
+    )
   # Auto on purpose: newer jax defaults to Explicit, under which embedding and codebook gathers do
   # not trace.
-  return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  auto = (AxisType.Auto,) * 3
+  if slices == 1:
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices)
+  within, across = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+  order = mesh_utils.create_hybrid_device_mesh(
+    within, across, devices, allow_split_physical_axes=True
+  )
+  return Mesh(order, MESH_AXES, axis_types=auto)
 
 
 def rules_named(name: str) -> Rules:

@@ -71,3 +71,34 @@ def test_a_mesh_that_does_not_fit_the_devices_says_so(config, message):
 def test_an_unknown_rule_table_names_the_known():
   with pytest.raises(ValueError, match='dp, fsdp, tensor'):
     sharding.rules_named('zero')
+
+
+class SliceDevice:
+  """A fake device of a slice; jax asks a device for no more to make a mesh."""
+
+  platform = device_kind = 'cpu'
+
+  def __init__(self, number, slices, count):
+    self.id, self.slice_index = number, number % slices  # out of order on purpose
+    self.process_index, self.client, self.num_devices = self.slice_index, None, count
+
+
+def slice_devices(slices, count):
+  return [SliceDevice(i, slices, count) for i in range(count)]
+
+
+@pytest.mark.parametrize('sizes', [(4, 2, 1), (-1, 1, 2), (2, 2, 2), (2, -1, 1)])
+def test_only_the_data_axis_goes_across_slices(sizes):
+  mesh = sharding.make_mesh(sharding.MeshConfig(*sizes), slice_devices(2, 8))
+  slices = np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  half = len(slices) // 2
+  assert (slices[:half] == 0).all() and (slices[half:] == 1).all()
+  assert len({d.id for d in mesh.devices.flat}) == 8
+  assert mesh.axis_names == sharding.MESH_AXES
+
+
+def test_a_mesh_whose_data_axis_slices_do_not_divide_is_refused():
+  with pytest.raises(ValueError, match='1 parts along data, but the devices are of 2 slices'):
+    sharding.make_mesh(sharding.MeshConfig(1, 8, 1), slice_devices(2, 8))
+  with pytest.raises(ValueError, match='make mesh.data a multiple of 4'):
+    sharding.make_mesh(sharding.MeshConfig(2, 4, 1), slice_devices(4, 8))
