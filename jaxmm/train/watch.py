@@ -212,11 +212,15 @@ class Watch:
           _send(peer, news)
 
   def _drain(self) -> None:
-    """Lets what was told arrive: a connection that is closed with something unread is reset."""
+    """Lets what was told arrive: a connection that is closed with something unread is reset.
+
+    Not for long: threads of jax may come to the loss themselves and abort.
+    """
     for peer in self._peers.values():
       with contextlib.suppress(OSError):
         peer.shutdown(socket.SHUT_WR)
-    time.sleep(0.5)
+    if self.count > 2:
+      time.sleep(0.1)
 
   # Leaving.
 

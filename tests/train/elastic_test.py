@@ -49,7 +49,8 @@ def assert_all_ended(workdir, processes, victim):
   """The victim was killed; the others said so in their last line, and how to resume."""
   ends = elastic_runs.statuses(processes, 30)
   assert ends.pop(victim) == -signal.SIGKILL
-  assert set(ends) == {watch.LOST}, ends
+  # Once in some tens of kills a thread of jax aborts between the last line and the exit.
+  assert set(ends) <= {watch.LOST, -signal.SIGABRT}, ends
   for i in set(range(len(processes))) - {victim}:
     line = elastic_runs.last_line(workdir, i)
     assert line == f'jaxmm: process {victim} of {len(processes)} was lost; run it again'
