@@ -49,7 +49,8 @@ if $dry_run; then
   exit
 fi
 
-if [[ $(state) == MISSING ]]; then step "${wanted[@]}"; fi
+now=$(state)
+if [[ $now == MISSING ]]; then step "${wanted[@]}"; fi
 while ! $no_wait; do
   now=$(state)
   case $now in

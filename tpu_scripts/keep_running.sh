@@ -33,9 +33,16 @@ if $spot; then kind+=(--spot); fi
 shared=()
 if [[ -n $bucket ]]; then shared=("--bucket=$bucket"); fi
 
+pause() { sleep "${JAXMM_POLL_SECONDS:-60}"; }
+
+# Status 2 is a bad option, which another try would not mend.
 renew() {
-  "$here/create.sh" "${pod[@]}" "${kind[@]}"
-  "$here/setup.sh" "${pod[@]}" ${shared[@]+"${shared[@]}"}
+  local status=0
+  "$here/create.sh" "${pod[@]}" "${kind[@]}" &&
+    "$here/setup.sh" "${pod[@]}" ${shared[@]+"${shared[@]}"} || status=$?
+  ((status != 2)) || exit 2
+  ((status == 0)) || pause
+  return "$status"
 }
 
 if $dry_run; then
@@ -50,13 +57,12 @@ for ((i = 1; i <= tries; i++)); do
   now=$(state)
   case $now in
     ACTIVE) ;;
-    MISSING) renew || continue ;;
     FAILED | SUSPENDING | SUSPENDED | DELETING)
       printf '%s is %s: it is created anew\n' "$name" "$now" >&2
       "$here/delete.sh" "${pod[@]}"
       renew || continue
       ;;
-    *) renew || continue ;; # in the queue: waits for it
+    *) renew || continue ;; # missing: asks for it; in the queue: waits for it
   esac
   status=0
   "$here/run.sh" "${pod[@]}" -- "${rest[@]}" || status=255
@@ -65,7 +71,7 @@ for ((i = 1; i <= tries; i++)); do
     0) exit 0 ;;
     75 | 134 | 143 | 255)
       printf 'the run stopped (status %d); trying again\n' "$status" >&2
-      sleep "${JAXMM_POLL_SECONDS:-60}"
+      pause
       ;;
     *) die "the run failed with status $status, which another try would not mend; see above" "$status" ;;
   esac

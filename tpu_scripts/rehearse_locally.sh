@@ -20,8 +20,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 processes=4 devices=2 resume_processes='' kill_within=10 seed='' logs=''
 values='processes devices resume_processes kill_within seed logs'
 parse "$@"
+[[ $processes =~ ^[1-9][0-9]*$ ]] || die "--processes is '$processes', expected a number from 1" 2
 resume_processes=${resume_processes:-$(((processes + 1) / 2))}
-for variable in processes devices resume_processes kill_within; do
+for variable in devices resume_processes kill_within; do
   [[ ${!variable} =~ ^[1-9][0-9]*$ ]] ||
     die "--${variable//_/-} is '${!variable}', expected a number from 1" 2
 done
