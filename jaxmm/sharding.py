@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -173,13 +174,63 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(('data', 'fsdp')))
 
 
+@functools.lru_cache
+def _readers(mesh: Mesh) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+  """`(processes, parts)`: which processes hold the same parts of a batch, and which those are.
+
+  The devices of a pod lie in a mesh as its network wants it: the parts of one process need not be
+  neighbours, and where `tensor` is longer than a process has devices, several hold the same ones.
+  """
+  parts: dict[int, list[int]] = {}
+  devices = mesh.devices.reshape(-1, mesh.shape['tensor'])
+  for part, holders in enumerate(devices):
+    for process in {d.process_index for d in holders}:
+      parts.setdefault(process, []).append(part)
+  groups: dict[tuple[int, ...], list[int]] = {}
+  for process, held in sorted(parts.items()):
+    groups.setdefault(tuple(held), []).append(process)
+  if len({len(held) for held in groups}) > 1 or sum(map(len, groups)) != len(devices):
+    raise ValueError(
+      f'mesh {dict(mesh.shape)}: some processes hold a part of the same rows of a batch, and each '
+      'other rows besides; make mesh.tensor a divisor, or a multiple, of the devices of a process'
+    )
+  return tuple((tuple(processes), held) for held, processes in sorted(groups.items()))
+
+
+def share_of_rows(mesh: Mesh) -> tuple[int, int]:
+  """Which share of every batch this process reads, and how many shares there are.
+
+  Processes that hold the same rows read the same share.
+
+  Raises:
+    ValueError: the mesh cuts rows across processes.
+  """
+  groups = _readers(mesh)
+  here = jax.process_index()
+  return next(i for i, (processes, _) in enumerate(groups) if here in processes), len(groups)
+
+
+def row_order(mesh: Mesh, rows: int) -> np.ndarray:
+  """Which row of the data each row of a global array of so many rows is, int [rows].
+
+  Shares are contiguous in the data; in the array they lie where the devices of their processes do.
+  """
+  parts = len(mesh.devices.reshape(-1, mesh.shape['tensor']))
+  held = [part for _, parts_of in _readers(mesh) for part in parts_of]
+  order = np.empty((parts, rows // parts), np.int64)
+  order[held] = np.arange(rows).reshape(parts, -1)
+  return order.reshape(-1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The same array on every device."""
   return NamedSharding(mesh, P())
 
 
 def global_batch(mesh: Mesh, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """This process's rows (a contiguous block of the global batch) as global arrays."""
+  """The rows that this process reads (`share_of_rows`: a contiguous block of the global batch) as
+  global arrays.
+  """
   sharding = batch_sharding(mesh)
   if jax.process_count() == 1:
     return jax.device_put(dict(rows), sharding)  # one call for all of them costs a third

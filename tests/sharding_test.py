@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxmm import sharding
 from jaxmm.core import axes
+from tests import multiprocess
 
 
 class Net(nn.Module):
@@ -102,3 +103,57 @@ def test_a_mesh_whose_data_axis_slices_do_not_divide_is_refused():
     sharding.make_mesh(sharding.MeshConfig(1, 8, 1), slice_devices(2, 8))
   with pytest.raises(ValueError, match='make mesh.data a multiple of 4'):
     sharding.make_mesh(sharding.MeshConfig(2, 4, 1), slice_devices(4, 8))
+
+
+class HostDevice:
+  """A fake device of a process."""
+
+  def __init__(self, process):
+    self.process_index = process
+
+
+def mesh_of_processes(processes, shape):
+  devices = np.array([HostDevice(p) for p in processes]).reshape(shape)
+  return jax.sharding.Mesh(devices, sharding.MESH_AXES)
+
+
+@pytest.mark.parametrize(
+  'processes, shape, share, order',
+  [
+    ([0, 0, 1, 1], (2, 2, 1), (0, 2), [0, 1, 2, 3, 4, 5, 6, 7]),
+    # A pod's network orders the devices: this process has the first and the last part.
+    ([0, 1, 1, 0], (2, 2, 1), (0, 2), [0, 1, 4, 5, 6, 7, 2, 3]),
+    ([1, 0, 0, 1], (4, 1, 1), (1, 2), [0, 1, 4, 5, 6, 7, 2, 3]),
+    # Both processes hold all rows, or two of four the same half.
+    ([0, 1, 0, 1], (2, 1, 2), (0, 1), [0, 1, 2, 3, 4, 5, 6, 7]),
+    ([1, 2, 0, 3], (1, 2, 2), (1, 2), [0, 1, 2, 3, 4, 5, 6, 7]),
+  ],
+)
+def test_processes_that_hold_the_same_rows_read_the_same_share(processes, shape, share, order):
+  mesh = mesh_of_processes(processes, shape)
+  assert sharding.share_of_rows(mesh) == share
+  assert sharding.row_order(mesh, 8).tolist() == order
+
+
+def test_rows_that_are_cut_across_processes_are_refused():
+  with pytest.raises(ValueError, match='some processes hold a part of the same rows'):
+    sharding.share_of_rows(mesh_of_processes([0, 0, 0, 1], (2, 1, 2)))
+
+
+PLACED = """
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxmm import sharding
+for order, shape in (([0, 2, 3, 1], (2, 2, 1)), ([0, 2, 1, 3], (2, 1, 2))):
+  mesh = jax.sharding.Mesh(np.array(jax.devices())[order].reshape(shape), sharding.MESH_AXES)
+  index, count = sharding.share_of_rows(mesh)
+  mine = np.arange(8).reshape(count, -1)[index]
+  x = sharding.global_batch(mesh, {'x': mine})['x']
+  whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(x)
+  print(np.asarray(whole).tolist() == sharding.row_order(mesh, 8).tolist(), count)
+"""
+
+
+def test_every_row_is_there_once_wherever_the_processes_lie():
+  for said in multiprocess.run_processes(2, PLACED, 2):
+    assert said.split('\n')[:2] == ['True 2', 'True 1']

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxmm import config as configs
+from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
 from jaxmm.sharding import MeshConfig
@@ -112,9 +113,17 @@ def seconds_on_a_cpu(config: Mapping[str, Any]) -> float:
 
 
 def make_batches(
-  config: Mapping[str, Any], *, train: bool = True, batch: int | None = None
+  config: Mapping[str, Any],
+  *,
+  train: bool = True,
+  batch: int | None = None,
+  share: tuple[int, int] | None = None,
 ) -> pipeline.Batches:
-  """The batches of `config.data` (training) or `config.eval_data` for this process."""
+  """The batches of `config.data` (training) or `config.eval_data` for this process.
+
+  Args:
+    share: what it reads of each (`sharding.share_of_rows`); None for that of its number.
+  """
   section = 'data' if train else 'eval_data'
   if not config.get(section):
     raise ConfigError(
@@ -127,14 +136,15 @@ def make_batches(
       f'eval_data.keep_list is {data.keep_list!r}, but held-out data is never pruned: what a list '
       "drops would leave the evaluation, too; set it to ''"
     )
+  index, count = share or (jax.process_index(), jax.process_count())
   # Data imports no tokenizer; text that wants a trained one gets it here.
   is_encoded = data.name in ('text', 'mixed') and data.text.tokenizer != 'bytes'
   return pipeline.make_batches(
     data,
     batch_size=config['batch'] if batch is None else batch,
     seed=config['seed'],
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    process_index=index,
+    process_count=count,
     train=train,
     encode=text.load(data.text.tokenizer).encode if is_encoded else None,
   )
@@ -153,8 +163,12 @@ def train_from_config(
   """
   settings = configs.from_mapping(RunConfig, configs.plain(config), 'the config')
   task = make_task(config)
-  batches = make_batches(config)
+  mesh, _ = loop.machine(settings, options.pop('mesh', None))
+  share = sharding.share_of_rows(mesh)
+  batches = make_batches(config, share=share)
   evaluates = evaluates and bool(config.get('eval_data'))
-  eval_batches = make_batches(config, train=False) if evaluates else None
+  eval_batches = make_batches(config, train=False, share=share) if evaluates else None
   check_data(task, {'data': batches, 'eval_data': eval_batches})
-  return loop.train(settings, task, batches, workdir, eval_batches=eval_batches, **options)
+  return loop.train(
+    settings, task, batches, workdir, eval_batches=eval_batches, mesh=mesh, **options
+  )

@@ -77,8 +77,9 @@ class HeldOut:
       rows = next(found, None)
     if rows is None:
       raise ConfigError('the evaluation data gives no batch; check eval_data')
+    shares = sharding.share_of_rows(self._mesh)[1]
     batch = {
-      name: jax.ShapeDtypeStruct((len(x) * jax.process_count(), *x.shape[1:]), x.dtype)
+      name: jax.ShapeDtypeStruct((len(x) * shares, *x.shape[1:]), x.dtype)
       for name, x in rows.items()
     }
     variables = {**abstract.extra, 'params': abstract.params}

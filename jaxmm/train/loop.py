@@ -123,7 +123,7 @@ def train(
     config = configs.from_mapping(RunConfig, config, 'the config')
   if profile is not None and not 0 <= profile[0] <= profile[1]:
     raise ConfigError(f'profile is {profile}, expected (first, last) with 0 <= first <= last')
-  mesh, rules = _machine(config, mesh)
+  mesh, rules = machine(config, mesh)
   steps.check_rows(config.batch, config.microbatches, mesh)
   _ = task.constants  # a file that cannot be read is told before anything is written
   directory = open_workdir(workdir)
@@ -149,6 +149,7 @@ class _Run:
     self.config, self.task, self.batches = config, task, batches
     self.held_out = HeldOut(task, eval_batches, config.evaluate, mesh, rules)
     self.directory, self.mesh, self.rules = directory, mesh, rules
+    self.shares = sharding.share_of_rows(mesh)[1]
     self.checkpoints, self.echo = checkpoints, echo
     self.log: RunLog | None = None
     self.position, self.step = 0, 0
@@ -208,10 +209,11 @@ class _Run:
 
   def _check_batch(self, rows: Mapping[str, np.ndarray]) -> None:
     for name, x in rows.items():
-      if len(x) * jax.process_count() != self.config.batch:
+      if len(x) * self.shares != self.config.batch:
         raise ConfigError(
-          f'batch is {self.config.batch}, but the data gives {len(x)} rows of {name} on each of '
-          f'{jax.process_count()} process(es); give make_batches the batch size of the config'
+          f'batch is {self.config.batch}, but the data gives {len(x)} rows of {name} in each of '
+          f'{self.shares} share(s); give make_batches the batch size of the config, and the share '
+          "that is this process's on the mesh (sharding.share_of_rows)"
         )
 
   # The loop.
@@ -289,7 +291,7 @@ class _Run:
     The maximum over all rows comes back with the step, so all processes learn of it at the same
     step.
     """
-    share = self.config.batch // jax.process_count()
+    share = self.config.batch // self.shares
     make = lambda value: sharding.global_batch(
       self.mesh, {'stop_B': np.full(share, value, np.int32)}
     )['stop_B']
@@ -351,7 +353,8 @@ class _Run:
     """The records without weight, described; each is told to the person once."""
     if valid_B.all():
       return []
-    described = [self.batches.describe(r) for r in self.batches.record_ids(position)[valid_B == 0]]
+    unread = np.sort(sharding.row_order(self.mesh, len(valid_B))[valid_B == 0])
+    described = [self.batches.describe(r) for r in self.batches.record_ids(position)[unread]]
     for text in described:
       if text not in self.named:
         self.named.add(text)
@@ -433,10 +436,13 @@ def _printed(line: str) -> None:
   print(line, flush=True)
 
 
-def _machine(config: RunConfig, mesh: Mesh | None) -> tuple[Mesh, sharding.Rules]:
+def machine(config: RunConfig, mesh: Mesh | None = None) -> tuple[Mesh, sharding.Rules]:
+  """The devices of a run and its rules; a mesh it cannot have is a ConfigError."""
   sizes = configs.from_mapping(sharding.MeshConfig, config.mesh, 'mesh')
   try:
-    return mesh or sharding.make_mesh(sizes), sharding.rules_named(config.rules)
+    mesh = mesh or sharding.make_mesh(sizes)
+    sharding.share_of_rows(mesh)
+    return mesh, sharding.rules_named(config.rules)
   except ValueError as error:
     raise ConfigError(str(error)) from error
 

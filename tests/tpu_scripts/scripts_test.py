@@ -257,6 +257,7 @@ def test_a_rehearsal_kills_a_process_and_resumes(tmp_path, monkeypatch):
   pictures = tiny_runs.write_pictures(tmp_path / 'pictures')
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
+  monkeypatch.setenv('PYTHONPATH', str(SCRIPTS.parent))
   run = tmp_path / 'run'
   words = ['train', '--config', tiny_runs.__file__, '--workdir', str(run)]
   words += [f'--config.{section}.path={pictures}' for section in ('data', 'eval_data')]

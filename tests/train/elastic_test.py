@@ -1,12 +1,13 @@
 """A run in several processes is killed and goes on in others: the same rows, the same losses."""
 
+import json
 import random
 import signal
 
 import pytest
 
 from jaxmm.train import log, watch
-from tests import elastic_runs, train_cases
+from tests import elastic_runs, multiprocess, train_cases, train_runs
 
 # Rows on other devices are summed in another order.
 RTOL = 1e-5
@@ -88,3 +89,36 @@ def test_twenty_kills_at_random_moments(reference, tmp_path):
   processes = elastic_runs.start(workdir, 2, 2, steps)
   assert elastic_runs.statuses(processes, 200) == [0, 0], elastic_runs.last_line(workdir, 0)
   assert_same_run(workdir, reference(steps), steps)
+
+
+# Two processes whose devices lie in the mesh as a pod's network may want them.
+PLACED = """
+import json, sys
+import numpy as np
+from jaxmm import sharding
+from jaxmm.train import loop
+from tests import train_cases
+order, shape, overrides = json.loads(sys.argv[2])
+devices = np.array(jax.devices())[order].reshape(shape)
+auto = (jax.sharding.AxisType.Auto,) * 3
+mesh = jax.sharding.Mesh(devices, sharding.MESH_AXES, axis_types=auto)
+share, case = sharding.share_of_rows(mesh), train_cases.TOY
+loop.train(
+  case.run_config(**overrides), case.make_task(), case.make_batches(*share), sys.argv[1],
+  eval_batches=case.make_eval(*share), mesh=mesh,
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'order, shape',
+  [([0, 2, 3, 1], (4, 1, 1)), ([0, 2, 1, 3], (2, 1, 2))],
+  ids=['permuted', 'tensor across processes'],
+)
+def test_the_curve_is_the_same_however_processes_lie_in_the_mesh(order, shape, tmp_path):
+  steps = dict(steps=8, log=dict(every=2), rules='tensor')
+  arguments = [str(tmp_path / 'placed'), json.dumps([order, shape, steps])]
+  multiprocess.run_processes(2, PLACED, 2, arguments, timeout=200)
+  train_runs.train(train_cases.TOY, tmp_path / 'one', config=steps)
+  train_cases.assert_same_log(curve(tmp_path / 'placed'), curve(tmp_path / 'one'), RTOL)

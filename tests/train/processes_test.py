@@ -49,3 +49,36 @@ def test_two_processes_started_from_the_command_line(tmp_path):
   assert Checkpoints(tmp_path / 'run' / 'checkpoints').steps()[-1] == 4
   environment = json.loads((tmp_path / 'run' / 'environment.json').read_text())
   assert (environment['process_count'], environment['device_count']) == (2, 2)
+
+
+FOUND = """
+from jaxmm.train import processes
+processes.join(is_found=True)
+import jax
+print(jax.process_index(), jax.process_count(), jax.device_count())
+"""
+
+
+def test_under_slurm_the_processes_find_each_other():
+  # Slurm says which job, on which nodes, how many tasks; jax makes the port of the job's number.
+  job = {'SLURM_JOB_ID': str(os.getpid()), 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': '2'}
+  flags = multiprocess.xla_flags(1)
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', FOUND],
+      env=dict(os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS=flags, **job)
+      | {'SLURM_PROCID': str(i), 'SLURM_LOCALID': str(i)},
+      cwd=ROOT,
+      text=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+    for i in (0, 1)
+  ]
+  try:
+    said = [process.communicate(timeout=120) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert [process.returncode for process in processes] == [0, 0], said
+  assert [out.splitlines()[-1] for out, _ in said] == ['0 2 2', '1 2 2']
