@@ -9,7 +9,6 @@ import subprocess
 import pytest
 
 from jaxmm.checkpoint import Checkpoints
-from tests import tiny_runs
 
 HERE = pathlib.Path(__file__).parent
 SCRIPTS = HERE.parent.parent / 'tpu_scripts'
@@ -254,16 +253,21 @@ REHEARSED = re.compile(
 
 @pytest.mark.slow
 def test_a_rehearsal_kills_a_process_and_resumes(tmp_path, monkeypatch):
-  pictures = tiny_runs.write_pictures(tmp_path / 'pictures')
+  text = tmp_path / 'text.txt'
+  text.write_text('\n'.join(f'{i} is a number, {i * i} its square.' for i in range(3000)))
   monkeypatch.setenv('XLA_FLAGS', '--xla_backend_optimization_level=0')
   monkeypatch.setenv('JAX_ENABLE_COMPILATION_CACHE', 'false')
   monkeypatch.setenv('PYTHONPATH', str(SCRIPTS.parent))
   run = tmp_path / 'run'
-  words = ['train', '--config', tiny_runs.__file__, '--workdir', str(run)]
-  words += [f'--config.{section}.path={pictures}' for section in ('data', 'eval_data')]
-  words += ['--config.steps=300', '--config.evaluate.batches=1']
-  options = ('--kill-within', '2', '--seed', '3', '--logs', str(tmp_path / 'logs'))
+  settings = {
+    'data.path': text, 'data.text.length': 32, 'model.depth': 1, 'model.width': 16,
+    'model.num_heads': 2, 'model.hidden': 16, 'batch': 8, 'steps': 1500, 'log.every': 10,
+    'checkpoint.every': 25, 'evaluate.batches': 1,
+  }  # fmt: skip
+  words = ['train', '--config', 'lm/mini.py', '--workdir', str(run)]
+  words += [f'--config.{name}={value}' for name, value in settings.items()]
+  options = ('--kill-within', '4', '--seed', '1', '--logs', str(tmp_path / 'logs'))
   said = script('rehearse_locally', *options, '--', *words, timeout=400)
   assert said.returncode == 0, said.stdout + said.stderr
   assert REHEARSED.match(said.stdout), said.stdout
-  assert Checkpoints(run / 'checkpoints').steps()[-1] == 300
+  assert Checkpoints(run / 'checkpoints').steps()[-1] == 1500
