@@ -3,13 +3,14 @@
 # kills one at random, sees that the others end and say so, and resumes with fewer processes.
 #
 #   rehearse_locally.sh --processes 4 --devices 2 --resume-processes 2 -- \
-#     train --config experiments/crt/mini.py --workdir /tmp/rehearsal
+#     train --config experiments/crt/mini.py --config.checkpoint.every=20 --workdir /tmp/rehearsal
 #
 # --processes N          (default: 4)
 # --devices M            fake devices of each process (default: 2)
 # --resume-processes N   how many go on (default: half)
-# --kill-within S        the kill comes at random within so many seconds after the first step
-#                        (default: 10); the run must be longer than that
+# --kill-within S        the kill comes at random within so many seconds after the first checkpoint
+#                        (default: 10); the run must be longer than that, and
+#                        --config.checkpoint.every small
 # --seed S               of what is random (default: the clock)
 # --logs DIR             what each process says (default: a new temporary directory)
 # --dry-run              print the commands, do nothing
@@ -27,11 +28,19 @@ for variable in devices resume_processes kill_within; do
     die "--${variable//_/-} is '${!variable}', expected a number from 1" 2
 done
 ((processes > 1)) || die '--processes is 1; of one process none is left when it is killed' 2
-[[ " ${rest[*]+"${rest[*]}"} " == *' --workdir'* ]] ||
+workdir=''
+for ((i = 0; i < ${#rest[@]}; i++)); do
+  case ${rest[i]} in
+    --workdir) workdir=${rest[i + 1]:-} ;;
+    --workdir=*) workdir=${rest[i]#*=} ;;
+  esac
+done
+[[ -n $workdir ]] ||
   die 'there is no command with a --workdir; write it after --, for example: -- train ...' 2
 RANDOM=${seed:-$((($(date +%s) + $$) % 32768))}
 flags="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
 if ! $dry_run; then
+  [[ ! -e $workdir/checkpoints ]] || die "there is a run in $workdir already; name a new directory"
   logs=${logs:-$(mktemp -d)}
   mkdir -p "$logs"
 fi
@@ -68,11 +77,11 @@ if $dry_run; then
   exit
 fi
 
-until grep -q 'first step after' "$logs/killed-0"; do
+until compgen -G "$workdir/checkpoints/[0-9]*" | grep -q '/[0-9]*$'; do
   for i in "${!pids[@]}"; do
     kill -0 "${pids[i]}" 2> /dev/null || {
       tail -n 5 "$logs/killed-$i" >&2
-      die "process $i ended before its first step; see $logs"
+      die "process $i ended before its first checkpoint; see $logs"
     }
   done
   sleep 0.2
