@@ -267,7 +267,7 @@ def test_a_rehearsal_kills_a_process_and_resumes(tmp_path, monkeypatch):
   words = ['train', '--config', 'lm/mini.py', '--workdir', str(run)]
   words += [f'--config.{name}={value}' for name, value in settings.items()]
   options = ('--kill-within', '1', '--seed', '1', '--logs', str(tmp_path / 'logs'))
-  said = script('rehearse_locally', *options, '--', *words, timeout=400)
+  said = script('rehearse_locally', *options, '--', *words, timeout=900)
   assert said.returncode == 0, said.stdout + said.stderr
   assert REHEARSED.match(said.stdout), said.stdout
   assert Checkpoints(run / 'checkpoints').steps()[-1] == 300
