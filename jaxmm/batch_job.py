@@ -43,6 +43,36 @@ class Pass(Protocol):
     """This process's rows of the global batches from `step` on, in record order; a generator."""
 
 
+class ArrayPass:
+  """Arrays in memory (or mapped files) as one ordered pass of any mesh and number of processes.
+
+  The last batch is padded with rows that do not count.
+  """
+
+  def __init__(self, arrays: Mapping[str, np.ndarray], batch_size: int, mesh: jax.sharding.Mesh):
+    """Args: arrays with one length; rows a global batch, rounded up to what the mesh divides."""
+    self.num_records = len(next(iter(arrays.values())))
+    parts = int(np.lcm(mesh.shape['data'] * mesh.shape['fsdp'], jax.process_count()))
+    self.batch_size = -(-max(min(batch_size, self.num_records), 1) // parts) * parts
+    self._arrays = arrays
+
+  def record_ids(self, step: int) -> np.ndarray:
+    """Records of the rows of one global batch."""
+    return np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+
+  def from_step(self, step: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """This process's rows of the batches from `step` on."""
+    share = self.batch_size // jax.process_count()
+    while step * self.batch_size < self.num_records:
+      row_B = self.record_ids(step)[share * jax.process_index() :][:share]
+      read_B = np.minimum(row_B, self.num_records - 1)
+      yield {name: np.asarray(x[read_B]) for name, x in self._arrays.items()} | {
+        'record_B': row_B.astype(np.int32),
+        'valid_B': (row_B < self.num_records).astype(np.float32),
+      }
+      step += 1
+
+
 def run(
   batches: Pass,
   fn: Callable[[Any, Mapping[str, jax.Array]], Mapping[str, jax.Array]],

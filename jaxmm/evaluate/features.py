@@ -5,7 +5,7 @@ Axes: N images, B batch, Y X rows and columns, C channels, D feature width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmm import batch_job, sharding
 from jaxmm.config import ConfigError
-from jaxmm.evaluate.images import FeatureStatistics
+from jaxmm.evaluate.distances import FeatureStatistics
 from jaxmm.models.classifier import LITE0, ClassifierConfig, image_features
 
 # Each merge writes a D x D matrix several times, which for few rows costs more than their products.
@@ -73,7 +73,7 @@ def feature_rows(
 
 def _parts(images, params, mesh, rules, size, config, batch_size, echo) -> Iterator[np.ndarray]:
   """Features of the rows that can be read, a batch at a time."""
-  passes = _ArrayPass(images, batch_size, mesh) if isinstance(images, np.ndarray) else images
+  passes = image_pass(images, batch_size, mesh) if isinstance(images, np.ndarray) else images
 
   def features(params, batch):
     image_BYXC = batch['image_BYXC']
@@ -86,31 +86,16 @@ def _parts(images, params, mesh, rules, size, config, batch_size, echo) -> Itera
       echo(f'features: {start + len(result["features"]):,}/{passes.num_records:,} images')
 
 
-class _ArrayPass:
-  """Images in memory as one ordered pass; the last batch is padded with rows that do not count."""
+def image_pass(
+  image_NYXC: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh
+) -> batch_job.ArrayPass:
+  """Images in memory (or in a mapped file) as one ordered pass.
 
-  def __init__(self, image_NYXC: np.ndarray, batch_size: int, mesh: jax.sharding.Mesh):
-    if image_NYXC.ndim != 4 or image_NYXC.dtype != np.uint8 or not len(image_NYXC):
-      raise ConfigError(
-        f'images are {image_NYXC.dtype}{image_NYXC.shape}, expected uint8 [N, Y, X, C], N >= 1'
-      )
-    parts = mesh.shape['data'] * mesh.shape['fsdp'] * jax.process_count()
-    self._images = image_NYXC
-    self._size = -(-min(batch_size, len(image_NYXC)) // parts) * parts
-    self.num_records = len(image_NYXC)
-
-  def record_ids(self, step: int) -> np.ndarray:
-    """Records of the rows of one global batch."""
-    return np.arange(step * self._size, (step + 1) * self._size)
-
-  def from_step(self, step: int) -> Iterator[Mapping[str, np.ndarray]]:
-    """This process's rows of the batches from `step` on."""
-    share = self._size // jax.process_count()
-    while step * self._size < self.num_records:
-      row_B = self.record_ids(step)[share * jax.process_index() :][:share]
-      yield {
-        'image_BYXC': self._images[np.minimum(row_B, self.num_records - 1)],
-        'record_B': row_B.astype(np.int32),
-        'valid_B': (row_B < self.num_records).astype(np.float32),
-      }
-      step += 1
+  Raises:
+    ConfigError: images of another type or shape, or none.
+  """
+  if image_NYXC.ndim != 4 or image_NYXC.dtype != np.uint8 or not len(image_NYXC):
+    raise ConfigError(
+      f'images are {image_NYXC.dtype}{image_NYXC.shape}, expected uint8 [N, Y, X, C], N >= 1'
+    )
+  return batch_job.ArrayPass({'image_BYXC': image_NYXC}, batch_size, mesh)

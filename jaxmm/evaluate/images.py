@@ -1,19 +1,11 @@
-"""How close two images are, and how close two sets of images are.
+"""How close two images are: mean squared error, PSNR, SSIM and MS-SSIM.
 
-Pairs: mean squared error, PSNR, SSIM, each as (sum over images, number of images). Sets: the
-Frechet distance between Gaussians fitted to features (Heusel et al. 2017, arXiv:1706.08500, eq. 6),
-and the kernel distance, which few images suffice for; the features are the caller's, and with those
-of `jaxmm.models.classifier` these are not the "FID" and "KID" of papers, which are defined by one
-Inception network.
+Each is (sum over images, number of images). How close two sets of images are is in `distances`.
 
-Axes: B batch, Y X rows and columns, C channels, N images of a set, D feature width, W window.
+Axes: B batch, Y X rows and columns, C channels, W window.
 """
 
 from __future__ import annotations
-
-import dataclasses
-import pathlib
-from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +84,53 @@ def ssim(
       f'ssim of images of shape {tuple(image_BYXC.shape)}: its window is {_WINDOW} pixels, '
       'the images are smaller; use psnr'
     )
+  likeness, _ = _likeness(image_BYXC, target_BYXC, data_range)
+  return _summed(_image_mean(likeness), valid_B)
+
+
+def ms_ssim(
+  image_BYXC: jax.Array,
+  target_BYXC: jax.Array,
+  valid_B: jax.Array | None = None,
+  *,
+  data_range: float,
+) -> SumCount:
+  """Sum over images of the multi-scale structural similarity (Wang et al. 2003), at most 1 each.
+
+  As published: contrast and structure at five scales, luminance at the last, each to its exponent;
+  between scales the mean of 2x2 squares (an odd last row or column is dropped). Means are taken
+  over positions, the product of the scales by channel, then the mean over channels; a negative
+  mean of a scale, which has no root, counts as 0.
+
+  Args:
+    image_BYXC, target_BYXC, valid_B, data_range: as of `ssim`.
+
+  Raises:
+    ConfigError: images so small that the window does not fit the last scale.
+  """
+  _check_range(data_range)
+  _check_pair(image_BYXC, target_BYXC)
+  if min(image_BYXC.shape[1:3]) // 2 ** (len(_SCALE_POWERS) - 1) < _WINDOW:
+    raise ConfigError(
+      f'ms_ssim of images of shape {tuple(image_BYXC.shape)}: its five scales need '
+      f'{_WINDOW * 2 ** (len(_SCALE_POWERS) - 1)} pixels a side; use ssim'
+    )
+  a, b = image_BYXC.astype(jnp.float32), target_BYXC.astype(jnp.float32)
+  product_BC = 1.0
+  for i, power in enumerate(_SCALE_POWERS):
+    whole, structure = _likeness(a, b, data_range)
+    is_last = i == len(_SCALE_POWERS) - 1
+    mean_BC = (whole if is_last else structure).mean(2).mean(1)
+    product_BC *= jnp.maximum(mean_BC, 0.0) ** power
+    if not is_last:
+      a, b = _halved(a), _halved(b)
+  return _summed(product_BC.mean(-1), valid_B)
+
+
+def _likeness(
+  image_BYXC: jax.Array, target_BYXC: jax.Array, data_range: float
+) -> tuple[jax.Array, jax.Array]:
+  """SSIM at every place of the window, and its part without luminance."""
   # Variances are differences of means of squares; half the range taken off first keeps them exact.
   middle = jnp.float32(data_range / 2)
   a = image_BYXC.astype(jnp.float32)
@@ -102,11 +141,17 @@ def ssim(
   var_b = _window_mean(b * b) - shift_b * shift_b
   covariance = _window_mean(a * b) - shift_a * shift_b
   c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-  likeness = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
-  likeness = likeness * (2 * covariance + c2) / (var_a + var_b + c2)
-  return _summed(_image_mean(likeness), valid_B)
+  luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+  structure = (2 * covariance + c2) / (var_a + var_b + c2)
+  return luminance * structure, structure
 
 
+def _halved(x_BYXC: jax.Array) -> jax.Array:
+  B, Y, X, C = x_BYXC.shape
+  return x_BYXC[:, : Y // 2 * 2, : X // 2 * 2].reshape(B, Y // 2, 2, X // 2, 2, C).mean((2, 4))
+
+
+_SCALE_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW = 11
 
 
@@ -150,145 +195,3 @@ def _check_range(data_range: float) -> None:
     raise ConfigError(
       f'data_range is {data_range}, expected the range of a pixel, such as 255 or 2 (for [-1, 1])'
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureStatistics:
-  """Number, sum and sum of outer products of feature rows; float64, on the host.
-
-  Sets merge by adding, in any order and split, up to the rounding of float64 (products of float32
-  features are exact in it). Immutable: every method returns new statistics.
-  """
-
-  count: int
-  sum_D: np.ndarray
-  outer_DD: np.ndarray
-
-  @classmethod
-  def empty(cls, width: int) -> FeatureStatistics:
-    """Statistics of no rows."""
-    return cls(0, np.zeros(width), np.zeros((width, width)))
-
-  @classmethod
-  def of(cls, features_ND: Any, valid_N: Any = None) -> FeatureStatistics:
-    """Statistics of the rows of one array, without those where `valid_N` is 0.
-
-    Raises:
-      ValueError: a feature is not finite.
-    """
-    rows_ND = np.asarray(features_ND)
-    if valid_N is not None:
-      rows_ND = rows_ND[np.asarray(valid_N) > 0]
-    rows_ND = rows_ND.astype(np.float64)
-    if not np.isfinite(rows_ND).all():
-      bad = np.flatnonzero(~np.isfinite(rows_ND).all(1))
-      raise ValueError(f'{len(bad)} of {len(rows_ND)} feature rows are not finite, first {bad[0]}')
-    return cls(len(rows_ND), rows_ND.sum(0), rows_ND.T @ rows_ND)
-
-  def merge(self, other: FeatureStatistics) -> FeatureStatistics:
-    """Statistics of both sets."""
-    if self.width != other.width:
-      raise ValueError(f'features of width {self.width} and {other.width} cannot be merged')
-    return FeatureStatistics(
-      self.count + other.count, self.sum_D + other.sum_D, self.outer_DD + other.outer_DD
-    )
-
-  @property
-  def width(self) -> int:
-    """Feature width D."""
-    return len(self.sum_D)
-
-  def mean(self) -> np.ndarray:
-    """Mean row, [D]."""
-    if not self.count:
-      raise ValueError('the mean of no features; the pass found no valid image')
-    return self.sum_D / self.count
-
-  def covariance(self) -> np.ndarray:
-    """Unbiased covariance (divided by count - 1), [D, D]."""
-    if self.count < 2:
-      raise ValueError(f'the covariance of {self.count} feature rows; at least 2 are needed')
-    mean_D = self.mean()
-    return (self.outer_DD - self.count * np.outer(mean_D, mean_D)) / (self.count - 1)
-
-  def save(self, path: str | pathlib.Path) -> None:
-    """Writes an `.npz`, for a set that is compared with often."""
-    with open(path, 'wb') as file:  # given a name, savez would append its own ending
-      np.savez(file, count=np.int64(self.count), sum=self.sum_D, outer=self.outer_DD)
-
-  @classmethod
-  def load(cls, path: str | pathlib.Path) -> FeatureStatistics:
-    """Reads what `save` wrote."""
-    with np.load(path, allow_pickle=False) as arrays:
-      return cls(int(arrays['count']), arrays['sum'], arrays['outer'])
-
-
-def frechet_distance(
-  a: FeatureStatistics, b: FeatureStatistics, *, few_samples: Literal['error', 'accept'] = 'error'
-) -> float:
-  """Squared Frechet distance between the Gaussians with the means and covariances of two sets.
-
-  |m_a - m_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), by eigen-decompositions in float64; nothing is
-  added to the covariances. It is biased upwards by about 1 / samples: compare only figures of one
-  number of samples and one feature network.
-
-  Args:
-    a, b: the sets; the result is symmetric.
-    few_samples: a set of no more than D rows has a singular covariance, and its distance says more
-      of its size than of its images. 'error' refuses; 'accept' computes it all the same.
-
-  Raises:
-    ConfigError: other widths, or too few samples.
-  """
-  if a.width != b.width:
-    raise ConfigError(f'features of width {a.width} and {b.width}: not of one network')
-  if few_samples not in ('error', 'accept'):
-    raise ConfigError(f"few_samples is {few_samples!r}, expected 'error' or 'accept'")
-  fewest = min(a.count, b.count)
-  if fewest <= a.width and few_samples == 'error':
-    raise ConfigError(
-      f'a Frechet distance in {a.width} features needs more than {a.width} samples of each set, '
-      f'got {a.count} and {b.count}; take more, or say few_samples="accept"'
-    )
-  cov_a, cov_b = a.covariance(), b.covariance()
-  root_a = _root(cov_a)
-  # tr sqrt(A B) through a symmetric matrix with the same eigenvalues: real, and never below zero.
-  eigenvalues = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
-  cross = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
-  gap_D = a.mean() - b.mean()
-  distance = gap_D @ gap_D + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross
-  return float(max(distance, 0.0))
-
-
-def _root(covariance_DD: np.ndarray) -> np.ndarray:
-  """Square root of a symmetric matrix that has no negative eigenvalues but for rounding."""
-  values_D, vectors_DD = np.linalg.eigh(covariance_DD)
-  return (vectors_DD * np.sqrt(np.maximum(values_D, 0.0))) @ vectors_DD.T
-
-
-def kernel_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:
-  """The squared maximum mean discrepancy of two sets of features, without bias.
-
-  Its kernel is (x y / D + 1)^3 (Binkowski et al. 2018, arXiv:1801.01401, eq. 4 and section 3). May
-  be below 0 where the sets are alike. Unlike the Frechet distance its mean does not depend on how
-  many images there are, so it serves sets smaller than the features are wide.
-
-  Args:
-    a_ND, b_MD: features, at least two rows each.
-
-  Raises:
-    ValueError: fewer rows, or rows of different widths.
-  """
-  if min(len(a_ND), len(b_MD)) < 2 or a_ND.shape[1] != b_MD.shape[1]:
-    raise ValueError(
-      f'features are {list(a_ND.shape)} and {list(b_MD.shape)}, expected at least two rows of one '
-      'width in each'
-    )
-  a, b = np.asarray(a_ND, np.float64), np.asarray(b_MD, np.float64)
-  kernel = lambda x, y: (x @ y.T / x.shape[1] + 1.0) ** 3
-
-  def within(x):
-    k = kernel(x, x)
-    return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
-
-  return float(within(a) + within(b) - 2.0 * kernel(a, b).mean())

@@ -1,4 +1,4 @@
-"""Image metrics against obvious loops and SciPy, and the same on any split and mesh."""
+"""Image metrics and distances of sets against obvious loops and SciPy, on any split and mesh."""
 
 import functools
 
@@ -10,8 +10,8 @@ import scipy.linalg
 
 from jaxmm import sharding
 from jaxmm.config import ConfigError
-from jaxmm.evaluate import features, images
-from jaxmm.evaluate.images import FeatureStatistics, frechet_distance
+from jaxmm.evaluate import distances, features, images
+from jaxmm.evaluate.distances import FeatureStatistics, frechet_distance
 from jaxmm.models.classifier import BlockGroup, Classifier, ClassifierConfig
 
 
@@ -124,8 +124,10 @@ def test_statistics_do_not_depend_on_the_split(sets, tmp_path):
     valid = np.arange(len(padded)) < stop - start
     parts = parts.merge(FeatureStatistics.of(padded, valid))
   assert parts.count == 200
-  np.testing.assert_allclose(parts.sum_D, whole.sum_D, rtol=1e-13)
-  np.testing.assert_allclose(parts.outer_DD, whole.outer_DD, rtol=1e-12)
+  np.testing.assert_allclose(parts.mean_D, whole.mean_D, rtol=1e-13)
+  np.testing.assert_allclose(
+    parts.scatter_DD, whole.scatter_DD, rtol=1e-12, atol=1e-12 * np.abs(whole.scatter_DD).max()
+  )
   parts.save(tmp_path / 'real.stats')
   loaded = FeatureStatistics.load(tmp_path / 'real.stats')
   assert frechet_distance(parts, loaded) == frechet_distance(parts, parts)
@@ -164,7 +166,8 @@ def test_feature_statistics_are_the_same_on_any_mesh():
     assert lines[-1] == 'features: 19/19 images'
   one, eight = found
   assert one.count == eight.count == 19
-  np.testing.assert_allclose(one.outer_DD, eight.outer_DD, rtol=1e-5)
+  scale = np.abs(one.scatter_DD).max()
+  np.testing.assert_allclose(one.scatter_DD, eight.scatter_DD, rtol=1e-5, atol=1e-5 * scale)
   assert frechet_distance(one, eight) < 1e-5 * np.trace(one.covariance())
   with pytest.raises(ConfigError, match='expected uint8'):
     features.feature_statistics(pixels / 255, params, mesh=mesh, rules=rules, config=config)
@@ -179,11 +182,11 @@ def test_the_kernel_distance_is_its_definition_and_has_no_bias():
     return sum((float(x[i] @ y[j]) / 3 + 1) ** 3 for i, j in pairs) / len(pairs)
 
   expected = mean(a, a, True) + mean(b, b, True) - 2 * mean(a, b, False)
-  assert images.kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
+  assert distances.kernel_distance(a, b) == pytest.approx(expected, rel=1e-12)
   same = [
-    images.kernel_distance(rng.standard_normal((20, 4)), rng.standard_normal((30, 4)))
+    distances.kernel_distance(rng.standard_normal((20, 4)), rng.standard_normal((30, 4)))
     for _ in range(300)
   ]
   assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(len(same))
   with pytest.raises(ValueError, match='at least two rows'):
-    images.kernel_distance(a[:1], b)
+    distances.kernel_distance(a[:1], b)

@@ -18,7 +18,7 @@ from jaxmm.core.diffusion import SamplerConfig
 from jaxmm.data import pipeline
 from jaxmm.data.captions import CaptionFile
 from jaxmm.evaluate import captions
-from jaxmm.evaluate.images import kernel_distance
+from jaxmm.evaluate.distances import kernel_distance
 from jaxmm.interop import efficientnet
 from jaxmm.models.classifier import image_features
 from jaxmm.studies import evaluation, latents, mixed_evaluation, tokens
