@@ -31,8 +31,8 @@ from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.data import pipeline
-from jaxmm.evaluate.features import feature_rows
 from jaxmm.evaluate.distances import kernel_distance
+from jaxmm.evaluate.features import feature_rows
 from jaxmm.interop.efficientnet import read_classifier
 from jaxmm.studies import latents, loading, models_claim, tokens
 from jaxmm.studies import run as runs

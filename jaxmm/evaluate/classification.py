@@ -1,4 +1,4 @@
-"""How often a classifier is right, and how sure: accuracy and likelihood as sums that merge exactly.
+"""How often a classifier is right, and how sure: sums that merge exactly.
 
 Axes: B batch, V classes.
 """

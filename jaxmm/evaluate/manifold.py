@@ -68,9 +68,7 @@ def _radii(x_ND: np.ndarray, neighbours: int, tile: int) -> np.ndarray:
   return np.concatenate(out)
 
 
-def _squares(
-  a_ND: np.ndarray, b_MD: np.ndarray, tile: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def _squares(a_ND: np.ndarray, b_MD: np.ndarray, tile: int) -> Iterator[tuple[int, np.ndarray]]:
   """(first row, squared distances of a tile of rows of `a` to all of `b`)."""
   length_M = np.einsum('MD,MD->M', b_MD, b_MD)
   for start in range(0, len(a_ND), tile):

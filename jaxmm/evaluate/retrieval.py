@@ -1,6 +1,6 @@
 """How well embeddings find what belongs to a query, over given embeddings of queries and keys.
 
-Axes: Q queries, N keys, D embedding width, T queries of a tile, R relevant keys of a query (padded).
+Axes: Q queries, N keys, D embedding width, T queries of a tile, R relevant keys of a query, padded.
 """
 
 from __future__ import annotations

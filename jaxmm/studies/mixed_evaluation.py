@@ -28,8 +28,8 @@ from jaxmm.data.pipeline import DataConfig
 from jaxmm.data.readers import ImageReader
 from jaxmm.data.sources import UnreadableRecord
 from jaxmm.evaluate import captions
-from jaxmm.evaluate.features import feature_rows
 from jaxmm.evaluate.distances import FeatureStatistics, frechet_distance, kernel_distance
+from jaxmm.evaluate.features import feature_rows
 from jaxmm.interop.efficientnet import read_classifier
 from jaxmm.models import transfusion_sampling
 from jaxmm.studies import pictures, run

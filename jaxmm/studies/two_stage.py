@@ -23,8 +23,8 @@ import numpy as np
 import jaxmm
 from jaxmm import sharding
 from jaxmm.config import ConfigError
-from jaxmm.evaluate.features import feature_statistics
 from jaxmm.evaluate.distances import FeatureStatistics, frechet_distance
+from jaxmm.evaluate.features import feature_statistics
 from jaxmm.interop.efficientnet import read_classifier
 from jaxmm.studies import evaluation, loading, run, stages, tokens
 from jaxmm.studies.stages import Budget, Stage, Study, paired

@@ -52,7 +52,7 @@ def _state(*args, **options) -> dict[str, torch.Tensor]:
 def _features(images: np.ndarray) -> np.ndarray:
   x = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
   with torch.no_grad():
-    return inception.InceptionV3()(x)[0][..., 0, 0].numpy()
+    return inception.InceptionV3().eval()(x)[0][..., 0, 0].numpy()
 
 
 def _last_layer() -> tuple[np.ndarray, np.ndarray]:
