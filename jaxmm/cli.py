@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxmm
-from jaxmm import cli_sample
+from jaxmm import cli_evaluate, cli_sample
 from jaxmm.cli_curate import several, training
 from jaxmm.config import ConfigError, RunError
 from jaxmm.train import watch
@@ -19,7 +19,7 @@ from jaxmm.train.memory import keep_freed_memory
 
 # A disk that is full, over its quota or read-only.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-_RESUMES = ('quickstart', 'train', 'tokenize', 'reproduce', 'curate')
+_RESUMES = ('quickstart', 'train', 'tokenize', 'evaluate', 'reproduce', 'curate')
 _INTERRUPTED = 130  # what a shell reports for a command ended by ctrl-C
 
 
@@ -296,36 +296,14 @@ def _add_sample(verbs):
 
 def _add_evaluate(verbs):
   p = _verb(
-    verbs, 'evaluate', _evaluate,
+    verbs, 'evaluate', cli_evaluate.run,
     'Runs a model\'s evaluations over its evaluation data; prints and writes evaluation.json.\n'
-    'With --samples a model of text and images also draws and describes held-out pictures.',
-    'jaxmm evaluate --run runs/mini\n'
-    '  jaxmm evaluate --run runs/transfusion --samples 256 --steps 50 --guidance 3',
+    'Also of pictures that it rebuilds or draws, with the FID Inception; of sets of pictures\n'
+    'without a model, of a classifier, of embeddings. Stopped, it goes on where it was.',
+    cli_evaluate.EXAMPLES,
     setting='eval_data.max_records=1000',
   )  # fmt: skip
-  p.add_argument('--run', dest='model', required=True, metavar='DIR', help='a run of any kind')
-  p.add_argument('--batch', type=int, default=64, help='rows a step (default: %(default)s)')
-  p.add_argument(
-    '--samples',
-    type=int,
-    default=0,
-    metavar='N',
-    help='draw N held-out pictures from their texts and describe N (default: none)',
-  )
-  cli_sample.add_sampler_options(p)
-
-
-def _evaluate(options) -> int:
-  from jaxmm.studies import evaluation
-
-  evaluation.write(
-    options.model,
-    batch=options.batch,
-    samples=options.samples,
-    overrides=options.overrides,
-    **cli_sample.sampler_of(options),
-  )
-  return 0
+  cli_evaluate.add_options(p)
 
 
 def _add_reproduce(verbs):

@@ -36,6 +36,8 @@ from jaxmm.studies.encoders import weights_digest
 Echo = Callable[[str], None]
 # Rows of features whose statistics are taken at once; fixed, so that results do not move.
 _ROWS_AT_ONCE = 1024
+# Rows that a command that was stopped has to compute again, at most.
+_ROWS_A_SHARD = 256
 # Pictures of a set for the distances that compare every row with every other.
 _PAIRWISE_LIMIT = 50_000
 
@@ -206,7 +208,7 @@ def features_of(
     fields=network.fields,
     mesh=mesh,
     rules=sharding.RULES['dp'],
-    rows_per_shard=_ROWS_AT_ONCE,
+    rows_per_shard=_ROWS_A_SHARD,
     meta=meta,
     echo=echo,
   )

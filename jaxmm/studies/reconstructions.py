@@ -27,7 +27,6 @@ from jaxmm.studies.image_sets import Network
 from jaxmm.tokenizers import perceptual
 
 Echo = Callable[[str], None]
-Pair = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def pair_metrics(shape: Sequence[int]) -> dict[str, Callable]:
@@ -46,9 +45,7 @@ def pair_metrics(shape: Sequence[int]) -> dict[str, Callable]:
   return found
 
 
-def pair_rows(
-  a_BYXC: jax.Array, b_BYXC: jax.Array, lpips: Any = None
-) -> dict[str, jax.Array]:
+def pair_rows(a_BYXC: jax.Array, b_BYXC: jax.Array, lpips: Any = None) -> dict[str, jax.Array]:
   """`{metric: float32 [B]}` of pairs of pictures in [0, 255]; LPIPS where weights are given."""
   out = {}
   for name, metric in pair_metrics(a_BYXC.shape[1:]).items():
@@ -90,7 +87,9 @@ def measure(
     ConfigError: no run that rebuilds pictures, or it has no held-out data.
   """
   if not isinstance(loaded, loading.LoadedTokenizer | loading.LoadedAutoencoder):
-    raise ConfigError(f'{loaded.directory} is a run of {loaded.config["task"]}, which rebuilds none')
+    raise ConfigError(
+      f'{loaded.directory} is a run of {loaded.config["task"]}, which rebuilds none'
+    )
   if not loaded.config.get('eval_data'):
     raise ConfigError(f'{loaded.directory} has no eval_data; name it: --config.eval_data.path=...')
   data = configs.from_mapping(
@@ -116,6 +115,7 @@ def measure(
     fields=fields,
     mesh=mesh,
     rules=sharding.RULES['dp'],
+    rows_per_shard=256,
     meta=identity,
     echo=echo,
   )
@@ -146,7 +146,7 @@ def _values(loaded, network: Network | None):
 
 def _fields(loaded, shape, network: Network | None, lpips: Any) -> dict[str, Any]:
   names = [*pair_metrics(shape), *(['lpips'] if lpips is not None else [])]
-  fields: dict[str, Any] = {name: ((), np.float32) for name in names}
+  fields: dict[str, Any] = dict.fromkeys(names, ((), np.float32))
   if isinstance(loaded, loading.LoadedTokenizer):
     fields['ids'] = ((int(np.prod(loaded.task.config.grid)),), np.int32)
   for prefix in ('original_', 'rebuilt_') if network else ():
