@@ -69,6 +69,7 @@ def compare(
   mesh = image_sets.mesh_of_all()
   options = dict(mesh=mesh, batch=batch, image_size=image_size, max_images=max_images)
   results: dict[str, Any] = {}
+  network = None
   if is_paired:
     results |= _pairs(images, reference, reconstructions.read_lpips(lpips), options)
   elif lpips:
@@ -80,7 +81,7 @@ def compare(
     )
   settings = dict(
     images=str(images), reference=str(reference), convention=convention, few_samples=few_samples,
-    image_size=image_size, max_images=max_images, inception=weights and network.identity['weights'],
+    image_size=image_size, max_images=max_images, features=network and dict(network.identity),
   )  # fmt: skip
   report(pathlib.Path(output, 'evaluation.json'), results, settings, echo)
   return results
