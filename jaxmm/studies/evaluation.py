@@ -310,9 +310,15 @@ def follow(
     given = dict(overrides=overrides, sampler=sampler or {}, functions=functions, echo=echo)
     record = evaluated(loaded, **given, **options)
     if jax.process_index() == 0:
-      with open(path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps(record) + '\n')
+      _add_line(path, json.dumps(record))
     done.add(step)
+
+
+def _add_line(path: pathlib.Path, line: str) -> None:
+  text = path.read_bytes() if path.is_file() else b''
+  with open(path, 'a', encoding='utf-8') as file:
+    # A line that was cut off stays what it is, and spoils no other.
+    file.write(line + '\n' if text.endswith(b'\n') or not text else f'\n{line}\n')
 
 
 def read_followed(path: str | os.PathLike) -> list[dict[str, Any]]:
