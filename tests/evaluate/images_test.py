@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.signal
 
 from jaxmm import sharding
 from jaxmm.config import ConfigError
@@ -190,3 +191,46 @@ def test_the_kernel_distance_is_its_definition_and_has_no_bias():
   assert abs(np.mean(same)) < 4 * np.std(same) / np.sqrt(len(same))
   with pytest.raises(ValueError, match='at least two rows'):
     distances.kernel_distance(a[:1], b)
+
+
+def ms_ssim_by_loops(a, b, data_range):
+  """Wang et al. 2003, one scale and channel at a time."""
+  powers = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333]
+  c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+  at = np.arange(11) - 5
+  weight = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
+  weight /= weight.sum()
+  mean = lambda x: scipy.signal.convolve2d(x, weight, mode='valid')
+  total = 0.0
+  for c in range(a.shape[2]):
+    p, q, product = a[..., c].astype(np.float64), b[..., c].astype(np.float64), 1.0
+    for i, power in enumerate(powers):
+      mp, mq = mean(p), mean(q)
+      vp, vq, cov = mean(p * p) - mp**2, mean(q * q) - mq**2, mean(p * q) - mp * mq
+      value = (2 * cov + c2) / (vp + vq + c2)
+      if i == 4:
+        value = value * (2 * mp * mq + c1) / (mp**2 + mq**2 + c1)
+      product *= max(value.mean(), 0.0) ** power
+      p, q = (
+        x[: len(x) // 2 * 2, : x.shape[1] // 2 * 2].reshape(len(x) // 2, 2, -1, 2).mean((1, 3))
+        for x in (p, q)
+      )
+    total += product / a.shape[2]
+  return total
+
+
+def test_ms_ssim_equals_loops():
+  rng = np.random.default_rng(0)
+  a = rng.integers(0, 256, (3, 12, 12, 2)).repeat(16, 1).repeat(15, 2)[:, :179]
+  a = np.clip(a + rng.normal(0, 10, a.shape), 0, 255).astype(np.float32)
+  b = np.clip(a + rng.normal(0, 30, a.shape), 0, 255).astype(np.float32)
+  b[2] = np.nan  # a row that does not count
+  expected = sum(ms_ssim_by_loops(a[i], b[i], 255) for i in range(2))
+  total, count = images.ms_ssim(a, b, np.float32([1, 1, 0]), data_range=255)
+  assert count == 2 and expected < 1.98
+  np.testing.assert_allclose(total, expected, rtol=1e-5)
+  # A scale that is the other way round has no root, and counts as nothing.
+  assert images.ms_ssim(a[:1], 255 - a[:1], data_range=255)[0] == 0
+  np.testing.assert_allclose(images.ms_ssim(a[:1], a[:1], data_range=255)[0], 1, rtol=1e-6)
+  with pytest.raises(ConfigError, match='176 pixels a side'):
+    images.ms_ssim(a[:, :175], b[:, :175], data_range=255)
