@@ -159,16 +159,17 @@ def frechet_distance(
 
 def root_trace(a_DD: np.ndarray, b_DD: np.ndarray) -> float:
   """tr((A B)^1/2) of two covariances: the sum of the singular values of A^1/2 B^1/2."""
-  return float(np.linalg.svd(_root(a_DD) @ _root(b_DD), compute_uv=False).sum())
+  # Roots may be turned on the outer side: with A = F F', those of F' G are the same.
+  return float(np.linalg.svd(_factor(a_DD).T @ _factor(b_DD), compute_uv=False).sum())
 
 
-def _root(covariance_DD: np.ndarray) -> np.ndarray:
-  """Square root of a symmetric matrix that has no negative eigenvalues but for rounding."""
+def _factor(covariance_DD: np.ndarray) -> np.ndarray:
+  """F [D, R] with F F' the covariance, of R eigenvalues that are more than rounding."""
   values_D, vectors_DD = np.linalg.eigh(covariance_DD)
   # Below this an eigenvalue is rounding; its root would be 1e8 times as large.
   least = len(values_D) * np.finfo(np.float64).eps * max(values_D[-1], 0.0)
-  values_D = np.where(values_D > least, values_D, 0.0)
-  return (vectors_DD * np.sqrt(values_D)) @ vectors_DD.T
+  kept = values_D > least
+  return vectors_DD[:, kept] * np.sqrt(values_D[kept])
 
 
 def kernel_distance(a_ND: np.ndarray, b_MD: np.ndarray) -> float:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import time
@@ -14,13 +15,14 @@ from typing import Any
 
 import flax.errors
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxmm import batch_job
 from jaxmm.checkpoint import CheckpointError, Checkpoints
 from jaxmm.config import ConfigError
-from jaxmm.evaluate import inception
+from jaxmm.evaluate import inception, likelihood
 from jaxmm.sharding import RULES
 from jaxmm.studies import (
   drawn_sets,
@@ -32,10 +34,13 @@ from jaxmm.studies import (
   set_evaluation,
 )
 from jaxmm.studies.loaded_mixed import LoadedTransfusion
+from jaxmm.studies.loaded_text import LoadedLm
 from jaxmm.studies.stages import write_json
+from jaxmm.tokenizers import text
 from jaxmm.train import window
 
 Functions = Mapping[str, Callable[..., Any]]
+_BYTES = 'bytes'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,11 +70,28 @@ class PictureOptions:
 
 
 def functions_of(loaded: loading.LoadedRun) -> Functions:
-  """`{evaluation: fn(variables, batch)}` of a run's Task; kept, they are compiled once."""
-  return {
+  """`{evaluation: fn(variables, batch)}` of a run's Task; kept, they are compiled once.
+
+  Of a language model of text also `_BYTES`, which counts the bytes that its likelihood is of.
+  """
+  own = {
     name: lambda variables, rows, fn=evaluate: fn(variables, rows, jax.random.key(0))
     for name, evaluate in loaded.task.evaluations().items()
   }
+  data = loaded.config.get('eval_data') or {}
+  if not isinstance(loaded, LoadedLm) or data.get('name') != 'text':
+    return own
+  lengths_V = text.load(data.get('text', {}).get('tokenizer', 'bytes')).byte_lengths()
+
+  def counted(variables, rows):
+    del variables
+    weight_BL = rows['weight_BL'][:, 1:] * rows['valid_B'][:, None]
+    # Padding may have an id that the tokenizer has not.
+    ids_BL = jnp.clip(rows['ids_BL'][:, 1:], 0, len(lengths_V) - 1)
+    bytes_BL = jnp.where(weight_BL > 0, jnp.asarray(lengths_V)[ids_BL], 0)
+    return {_BYTES: (jnp.sum(bytes_BL), jnp.sum(weight_BL > 0))}
+
+  return own | {_BYTES: counted}
 
 
 def run_sums(
@@ -101,12 +123,19 @@ def run_sums(
 
 def run_evaluations(loaded: loading.LoadedRun, **options: Any) -> dict[str, Any]:
   """`{evaluation/metric: value}` of `run_sums`: means as floats or lists, None where nothing was
-  counted, and what the Task's summaries make of counts.
+  counted, and what the Task's summaries make of counts; with a cross-entropy its perplexity, of
+  text also bits a byte, which compare tokenizers.
   """
+  found = run_sums(loaded, **options)
+  num_bytes = found.pop(_BYTES, {}).get(_BYTES, (0, 0))[0]
   out: dict[str, Any] = {}
-  for name, sums in run_sums(loaded, **options).items():
+  for name, sums in found.items():
     # As the trainer's log has them; counts are whole numbers below 2^53, which float64 holds.
     values = window.shown(window.added({}, sums), loaded.task.summaries())
+    if values.get('cross_entropy') is not None:
+      values['perplexity'] = math.exp(min(values['cross_entropy'], 700.0))  # below infinity
+      if num_bytes:
+        values['bits_per_byte'] = likelihood.bits_per_byte(sums['cross_entropy'][0], num_bytes)
     out |= {f'{name}/{metric}': value for metric, value in values.items()}
   return out
 

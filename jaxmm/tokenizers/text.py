@@ -94,6 +94,13 @@ class TextTokenizer:
     state = {'format': FORMAT, 'kind': self.kind, 'special': list(self.special), **self._state()}
     pathlib.Path(path).write_text(json.dumps(state, ensure_ascii=False), 'utf-8')
 
+  def byte_lengths(self) -> np.ndarray:
+    """UTF-8 bytes of each id, int32; 0 of special tokens."""
+    return np.array([*self._ordinary_lengths(), *[0] * len(self.special)], np.int32)
+
+  def _ordinary_lengths(self) -> list[int]:
+    raise NotImplementedError
+
   def _ordinary_ids(self, text: str) -> list[int]:
     raise NotImplementedError
 
@@ -111,6 +118,9 @@ class ByteTokenizer(TextTokenizer):
 
   def __init__(self, special: Sequence[str] = SPECIAL):
     super().__init__(256, special)
+
+  def _ordinary_lengths(self) -> list[int]:
+    return [1] * 256
 
   def _ordinary_ids(self, text: str) -> list[int]:
     return list(text.encode('utf-8', 'replace'))
@@ -169,6 +179,10 @@ class BpeTokenizer(TextTokenizer):
     """`encode` of many texts, in parallel threads; int32 each."""
     encoded = self._tokenizer.encode_batch_fast([_encodable(t) for t in texts])
     return [np.array(e.ids, np.int32) for e in encoded]
+
+  def _ordinary_lengths(self) -> list[int]:
+    # Byte-level tokens are spelt with one character a byte.
+    return [len(self._tokenizer.id_to_token(i)) for i in range(self._tokenizer.get_vocab_size())]
 
   def _ordinary_ids(self, text: str) -> list[int]:
     return self._tokenizer.encode(_encodable(text)).ids

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from jaxmm import batch_job, sharding
 from jaxmm.config import ConfigError
 from jaxmm.evaluate import inception
 from jaxmm.evaluate.distances import FeatureStatistics, frechet_distance
@@ -171,3 +172,23 @@ def test_the_inception_score_is_its_definition_on_any_split():
   assert ClassSums.of(np.eye(4), np.zeros(4, int), 1).score() == pytest.approx(4.0, rel=1e-12)
   with pytest.raises(ValueError, match='no images'):
     inception.inception_score(params, pool[:0])
+
+
+@pytest.mark.slow
+def test_the_distance_is_the_same_on_any_mesh_and_batch(params):
+  pictures = np.concatenate([reference.pictures(11, 32, start) for start in (0, 100)])
+
+  def features(params, batch):
+    return inception.image_features(params, batch['image_BYXC'], 'adm')
+
+  found = []
+  for devices, batch in [(1, 22), (8, 16), (1, 4)]:
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    passes = batch_job.ArrayPass({'image_BYXC': pictures}, batch, mesh)
+    rows = batch_job.outputs(
+      passes, features, variables=params, mesh=mesh, rules=sharding.rules_named('dp')
+    )
+    pool = np.concatenate([part['pool'] for _, part in rows])
+    sets = (FeatureStatistics.of(pool[:11]), FeatureStatistics.of(pool[11:]))
+    found.append(frechet_distance(*sets, few_samples='accept'))
+  assert found == pytest.approx([found[0]] * 3, rel=1e-6)
