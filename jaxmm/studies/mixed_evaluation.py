@@ -27,7 +27,7 @@ from jaxmm.data.mixed_layout import Unit
 from jaxmm.data.pipeline import DataConfig
 from jaxmm.data.readers import ImageReader
 from jaxmm.data.sources import UnreadableRecord
-from jaxmm.evaluate import captions
+from jaxmm.evaluate import captions, statistics_file
 from jaxmm.evaluate.distances import FeatureStatistics, frechet_distance, kernel_distance
 from jaxmm.evaluate.features import feature_rows
 from jaxmm.interop.efficientnet import read_classifier
@@ -47,7 +47,9 @@ def measure(
   model: LoadedTransfusion, num: int, *, batch: int = 64, echo: Echo = print, **sampler: Any
 ) -> dict[str, Any]:
   """`{'drawn/metric': value, 'described/metric': value}`; what was drawn and said is in the run's
-  directory as `evaluation_drawn.png` and `evaluation_described.jsonl`.
+  directory as `evaluation_drawn.png` and `evaluation_described.jsonl`. All that was drawn and the
+  originals are there as sample batches, `evaluation_drawn.npz` and `evaluation_originals.npz`: with
+  the weights of the FID Inception, `jaxmm evaluate --images` compares them as papers do.
 
   drawn/pictures: how many; drawn/unreadable: whose picture, or one in their prompt, is damaged.
   drawn/kernel_distance: of the drawn pictures to the originals; 0 is as near as another draw of
@@ -166,6 +168,8 @@ def _drawn(model, held_out, training, num, batch, echo, sampler) -> dict[str, An
   drawn = coder.decode(model.latents_after(rows, batch=batch, echo=echo, **sampler), batch)
   originals = np.stack([pixels[unit.pictures[-1]] for unit in units])
   pictures.write_pairs(originals[:_SHOWN], drawn[:_SHOWN], model.directory / 'evaluation_drawn.png')
+  for name, images in (('drawn', drawn), ('originals', originals)):
+    statistics_file.write_images(model.directory / f'evaluation_{name}.npz', images)
   others = _pictures(model, 'data', training)(_spaced(prompts(training), len(units)))
   others = coder.reconstruct(stacked(others), batch) if others else originals[:0]
   return counts | compared(drawn, originals, others, echo)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from jaxmm.evaluate.distances import FeatureStatistics, frechet_distance
 from jaxmm.studies import drawn_sets, evaluation, image_sets, loading
 from jaxmm.studies.evaluation import PictureOptions
 from tests import tiny_features, tiny_runs
+from tests.multiprocess import run_processes
 from tests.programs import run_verbs
 
 
@@ -195,3 +197,26 @@ def test_following_goes_on_and_passes_over_what_is_gone(path, tmp_path, monkeypa
   monkeypatch.setattr(loading, 'load', load)
   evaluation.follow(run, batch=4, echo=lines.append)
   assert [r['step'] for r in evaluation.read_followed(file)] == [4, 2]
+
+
+PROCESSES = """
+import sys
+from jaxmm.studies import evaluation, image_sets
+from tests import tiny_features
+image_sets.inception_network = tiny_features.network
+options = evaluation.PictureOptions(weights='w')
+evaluation.write(sys.argv[1], batch=5, pictures=options, echo=lambda line: None)
+"""
+
+
+def test_two_processes_evaluate_a_run(path, tmp_path):
+  shutil.copytree(path.tokenizer, tmp_path / 'run', ignore=shutil.ignore_patterns('evaluation*'))
+  run_processes(2, PROCESSES, 2, [tmp_path / 'run'])
+  found = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())['results']
+  evaluation.write(
+    path.tokenizer, batch=10, pictures=PictureOptions(weights='w'), echo=lambda line: None
+  )
+  expected = json.loads((path.tokenizer / 'evaluation.json').read_text())['results']
+  assert found.keys() == expected.keys() and found['rebuilt/rfid'] > 0
+  for name, value in expected.items():
+    assert found[name] == pytest.approx(value, rel=1e-6), name
