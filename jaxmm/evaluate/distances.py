@@ -114,8 +114,17 @@ class FeatureStatistics:
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> FeatureStatistics:
-    """Reads what `save` wrote."""
+    """Reads what `save` wrote.
+
+    Raises:
+      ConfigError: the file holds something else.
+    """
     with np.load(path, allow_pickle=False) as arrays:
+      if not {'count', 'mu', 'sigma'} <= set(arrays.files):
+        raise ConfigError(
+          f'{path}: holds {", ".join(arrays.files)}, expected count, mu and sigma; remove it, and '
+          'what made it makes it anew'
+        )
       count = int(arrays['count'])
       return cls(count, arrays['mu'], arrays['sigma'] * (count - 1))
 

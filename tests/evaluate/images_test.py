@@ -132,6 +132,9 @@ def test_statistics_do_not_depend_on_the_split(sets, tmp_path):
   parts.save(tmp_path / 'real.stats')
   loaded = FeatureStatistics.load(tmp_path / 'real.stats')
   assert frechet_distance(parts, loaded) == frechet_distance(parts, parts)
+  np.savez(tmp_path / 'sums.npz', count=3, sum=np.zeros(2))
+  with pytest.raises(ConfigError, match='holds count, sum, expected count, mu and sigma'):
+    FeatureStatistics.load(tmp_path / 'sums.npz')
 
 
 def test_too_few_samples_are_refused(sets):

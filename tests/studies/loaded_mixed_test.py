@@ -211,6 +211,9 @@ def test_held_out_pictures_are_drawn_and_described(model, capsys, monkeypatch):
   expected = mixed_evaluation.compared(drawn, np.stack(pixels), np.stack(pixels), print)
   for name in ('similarity', 'similarity_to_others', 'kernel_distance'):
     np.testing.assert_allclose(results[f'drawn/{name}'], expected[f'drawn/{name}'], rtol=0.02)
+  for name, images in (('drawn', drawn), ('originals', np.stack(pixels))):
+    kept = np.load(model.directory / f'evaluation_{name}.npz')['arr_0']
+    assert kept.dtype == np.uint8 and np.abs(kept.astype(int) - images).max() <= 1
   grid = np.asarray(Image.open(model.directory / 'evaluation_drawn.png'))
   assert grid.shape[:2] == (33 * 2 * -(-num // 8) - 1, 33 * 8 - 1)
   for i, (above, below) in enumerate(zip(pixels, drawn)):
