@@ -259,6 +259,8 @@ def _of_pictures(loaded, samples, pictures, batch, echo) -> dict[str, Any]:
   )
   at, mesh = loaded.directory / 'evaluation', image_sets.mesh_of_all()
   few = dict(few_samples=pictures.few_samples, echo=echo)
+  if pictures.reference and samples:
+    image_sets.check_enough(samples, network, pictures.few_samples)
   other = (
     image_sets.reference_of(pictures.reference, network, at, mesh=mesh, batch=batch, echo=echo)
     if pictures.reference

@@ -272,6 +272,16 @@ def reference_of(
   return dataclasses.replace(found, statistics={**found.statistics, **stated})
 
 
+def check_enough(num: int, network: Network, few_samples: str) -> None:
+  """Refuses what `compared` will refuse of `num` pictures, before their features are computed."""
+  width = network.fields['pool'][0][0]
+  if num <= width and few_samples == 'error':
+    raise ConfigError(
+      f'a Frechet distance in {width} features needs more than {width} samples of each set, got '
+      f'{num}; take more, or say few_samples="accept"'
+    )
+
+
 def compared(
   samples: FeatureSet, reference: FeatureSet, *, few_samples: str = 'error', echo: Echo = print
 ) -> dict[str, Any]:

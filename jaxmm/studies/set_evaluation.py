@@ -91,6 +91,7 @@ def _of_features(images, reference, network, output, statistics, few_samples, op
   output = pathlib.Path(output)
   pictures = image_sets.open_pictures(images, **options)
   if reference:  # what is wrong with it is said before hours are spent
+    image_sets.check_enough(pictures.batches.num_records, network, few_samples)
     other = image_sets.reference_of(reference, network, output, echo=echo, **options)
   store = image_sets.features_of(pictures, network, output, mesh=options['mesh'], echo=echo)
   own = image_sets.set_of_store(store)

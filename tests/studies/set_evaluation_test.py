@@ -216,6 +216,16 @@ def test_what_cannot_be_done_is_said(sets, tmp_path, capsys, words, said):
   assert said in capsys.readouterr().err
 
 
+def test_too_few_pictures_are_refused_before_features_are_computed(sets, tmp_path, monkeypatch):
+  monkeypatch.setattr(image_sets, 'features_of', lambda *_, **__: pytest.fail('computed'))
+  at, samples, _ = sets
+  statistics_file.write_images(tmp_path / 'few.npz', samples[:6])
+  with pytest.raises(ConfigError, match='more than 6 samples of each set, got 6'):
+    set_evaluation.compare(
+      str(tmp_path / 'few.npz'), tmp_path, weights='w', reference=str(at / 'samples.npz')
+    )
+
+
 def test_pictures_of_several_sizes_want_one(tmp_path):
   folder = write_folder(tmp_path / 'mixed', pictures(3, 0).astype(np.uint8))
   Image.new('L', (40, 24)).save(folder / '003.png')  # grey and wide
