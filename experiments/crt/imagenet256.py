@@ -86,7 +86,8 @@ def image_lm(size: str) -> ConfigDict:
       steps=375_000,
       batch=256,
       model=dict(
-        size=size, num_codes=16_384, num_classes=1000, grid=16, dtype='bfloat16', remat='dots'
+        size=size, num_codes=16_384, num_classes=1000, grid=16, dtype='bfloat16', remat='dots',
+        attention_backend='auto',
       ),
       data=data,
       eval_data=dict(data, path=path.identity(), split='test'),

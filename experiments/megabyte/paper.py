@@ -69,7 +69,7 @@ def get_config(size: str = 'text-758M-262M') -> ConfigDict:
   length = PRESETS[size]['length']
   model = dict(
     size=size, dtype='bfloat16', remat='block', local_chunk=chunk,
-    attention_backend='chunked' if length > 16_384 else 'xla',
+    attention_backend='auto',
   )  # fmt: skip
   steps = round(total_bytes / (batch * length))
   task = 'jaxmm.models.megabyte'

@@ -70,7 +70,7 @@ def get_config(what: str = '0.16B') -> ConfigDict:
       model=dict(
         size='7B' if is_large else what, length=LENGTH, vocab_size=TEXT + 5,
         row_images=images.identity(), latent_size=LATENT, patch=patch, dtype='bfloat16',
-        remat='dots',        attention_backend='chunked', loss_chunk=512,
+        remat='dots', attention_backend='auto', loss_chunk=512,
       ),
       data=data,
       eval_data=held_out,

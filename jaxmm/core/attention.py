@@ -10,6 +10,11 @@ Every backend lowers the mask specification (`core.masks`) or refuses it with wh
            (online softmax, arXiv:1805.02867, 2112.05682)
   cudnn    NVIDIA GPUs in 16 bits
   splash   TPUs; causal, window, full, segments
+  auto     splash where the program is for a TPU and splash can do it; else xla, and chunked for
+           maps of more than 2^24 entries
+
+What a program is for, the mesh in force says, so that one compiled ahead of time for a TPU on a
+machine without any is the one that will run there.
 """
 
 from __future__ import annotations
@@ -20,9 +25,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmm.config import ConfigError
-from jaxmm.core import masks
+from jaxmm.core import axes, masks
 
-BACKENDS = ('xla', 'chunked', 'cudnn', 'splash')
+BACKENDS = ('xla', 'chunked', 'cudnn', 'splash', 'auto')
+_LARGE = 2**24  # entries of a map [L, S] above which 'auto' does not build it
+# Rows and columns of splash's blocks: the larger of these that divides the length. Its own default
+# of 128 leaves the matrix unit waiting; MaxText runs with 512.
+_SPLASH_BLOCKS = (512, 384, 256, 128)
 _HIDDEN = float(jnp.finfo(jnp.float32).min)
 
 
@@ -61,6 +70,8 @@ def attention(
       f'num_heads {q_BLNH.shape[2]} is not a multiple of num_kv_heads {k_BSKH.shape[2]}'
     )
   scale = q_BLNH.shape[-1] ** -0.5 if scale is None else scale
+  if backend == 'auto':
+    backend = _chosen(q_BLNH, k_BSKH, mask, bias_NLS)
   if backend == 'xla':
     # Kept for the gradient are queries, keys and values; the maps [B, N, L, S] are made again.
     attend = jax.checkpoint(_xla, prevent_cse=False, static_argnums=4)
@@ -71,6 +82,20 @@ def attention(
     raise _refusal(backend, 'it takes no position bias', "use 'xla' or 'chunked'")
   lower = _cudnn if backend == 'cudnn' else _splash
   return lower(q_BLNH, k_BSKH, v_BSKH, mask, scale)
+
+
+def target_platform() -> str:
+  """What the program being traced is for: the mesh's devices, without a mesh jax's default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return getattr(device, 'platform', None) or jax.default_backend()
+
+
+def _chosen(q_BLNH, k_BSKH, mask, bias_NLS) -> str:
+  L, S = q_BLNH.shape[1], k_BSKH.shape[1]
+  if target_platform() == 'tpu' and bias_NLS is None and not (L % 128 or S % 128):
+    if _splash_can_express(mask):
+      return 'splash'
+  return 'chunked' if L * S > _LARGE else 'xla'
 
 
 def _refusal(backend: str, why: str, instead: str) -> ConfigError:
@@ -199,11 +224,11 @@ def _cudnn(q_BLNH, k_BSKH, v_BSKH, mask, scale):
 
 
 def _splash(q_BLNH, k_BSKH, v_BSKH, mask, scale, interpret=False):
-  if jax.default_backend() != 'tpu' and not interpret:
+  if target_platform() != 'tpu' and not interpret:
     raise _refusal(
       'splash',
-      f'it needs a TPU and this is {jax.default_backend()!r}',
-      "use 'xla' or 'chunked'",
+      f'it needs a TPU and this is {target_platform()!r}',
+      "use 'xla' or 'chunked', or 'auto'",
     )
   try:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
@@ -213,34 +238,67 @@ def _splash(q_BLNH, k_BSKH, v_BSKH, mask, scale, interpret=False):
       f'jax {jax.__version__} does not have jax.experimental.pallas.ops.tpu.splash_attention',
       "use 'xla' or 'chunked', or a jax that has it",
     ) from error
-  (_, L, N, _), (_, S, K, _) = q_BLNH.shape, k_BSKH.shape
+  L, S = q_BLNH.shape[1], k_BSKH.shape[1]
   if L % 128 or S % 128:
     raise _refusal(
       'splash', f'it needs lengths in multiples of 128 and these are {L} and {S}', "use 'xla'"
     )
   shape_mask, segments = _splash_mask(splash, mask, L, S)
+  attend = functools.partial(_splash_kernel, splash, shape_mask, interpret)
+  # The compiler cannot split a kernel over devices: each runs it on its own rows and heads.
+  names = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)
+  specs = [axes.spec(x.shape, names) for x in (q_BLNH, k_BSKH)]
+  if specs[0] != specs[1]:  # fewer key heads than devices that split the heads
+    group = q_BLNH.shape[2] // k_BSKH.shape[2]
+    k_BSKH, v_BSKH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
+  rows = axes.spec(q_BLNH.shape[:2], names[:2])
+  operands = (q_BLNH * scale, k_BSKH, v_BSKH, segments)
+  in_specs = (specs[0], specs[0], specs[0], None if segments is None else rows)
+  return axes.on_each_device(attend, in_specs, specs[0])(*operands)
+
+
+def _splash_kernel(splash, shape_mask, interpret, q_BLNH, k_BSKH, v_BSKH, segments):
+  """Scaled queries, keys and values of one device's rows and heads; [B, L, N, H]."""
+  (_, L, N, _), (_, S, K, _) = q_BLNH.shape, k_BSKH.shape
+  sizes = _splash_sizes(splash, L, S)
+  options = dict(block_sizes=sizes, interpret=interpret)
   head_mask = splash.MultiHeadMask([shape_mask] * (N if K == N else N // K))
-  if K == N:
-    kernel = splash.make_splash_mha_single_device(head_mask, interpret=interpret)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q_BLNH * scale, k_BSKH, v_BSKH))
-    out = jax.vmap(kernel)(q, k, v, segments)
-    return jnp.swapaxes(out, 1, 2)
-  kernel = splash.make_splash_mqa_single_device(head_mask, interpret=interpret)
-  q = jnp.einsum('BLKGH->BKGLH', _grouped(q_BLNH * scale, K))
+  if segments is not None:
+    segments = splash.SegmentIds(*segments)
   k, v = (jnp.swapaxes(x, 1, 2) for x in (k_BSKH, v_BSKH))
+  if K == N:
+    kernel = splash.make_splash_mha_single_device(head_mask, **options)
+    out = jax.vmap(kernel)(jnp.swapaxes(q_BLNH, 1, 2), k, v, segments)
+    return jnp.swapaxes(out, 1, 2)
+  kernel = splash.make_splash_mqa_single_device(head_mask, **options)
+  q = jnp.einsum('BLKGH->BKGLH', _grouped(q_BLNH, K))
   per_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
   out = jax.vmap(per_group)(q, k, v, segments)
   return jnp.einsum('BKGLH->BLKGH', out).reshape(q_BLNH.shape)
 
 
+def _splash_sizes(splash, L: int, S: int):
+  rows, columns = (next(b for b in _SPLASH_BLOCKS if n % b == 0) for n in (L, S))
+  return splash.BlockSizes(
+    block_q=rows, block_kv=columns, block_kv_compute=columns, block_q_dkv=rows,
+    block_kv_dkv=columns, block_kv_dkv_compute=columns, block_q_dq=rows, block_kv_dq=columns,
+  )  # fmt: skip
+
+
+def _splash_can_express(mask: masks.Mask) -> bool:
+  if isinstance(mask, masks.Both) and isinstance(mask.second, masks.Segments):
+    mask = mask.first
+  return isinstance(mask, (masks.Segments, masks.Full, masks.Causal, masks.Window))
+
+
 def _splash_mask(splash, mask: masks.Mask, L: int, S: int):
-  """(mask object, segment ids or None) of a specification that splash can express."""
+  """(mask object, (ids of queries, of keys) or None) of what splash can express."""
   if isinstance(mask, masks.Both) and isinstance(mask.second, masks.Segments):
     shape_mask, segments = _splash_mask(splash, mask.first, L, S)
     if segments is None:
-      return shape_mask, _splash_segments(splash, mask.second)
+      return shape_mask, _splash_segments(mask.second)
   if isinstance(mask, masks.Segments):
-    return splash.FullMask((L, S)), _splash_segments(splash, mask)
+    return splash.FullMask((L, S)), _splash_segments(mask)
   if isinstance(mask, masks.Full):
     return splash.FullMask((L, S)), None
   if isinstance(mask, masks.Causal):
@@ -254,6 +312,5 @@ def _splash_mask(splash, mask: masks.Mask, L: int, S: int):
   )
 
 
-def _splash_segments(splash, mask: masks.Segments):
-  keys = mask.query_BL if mask.key_BS is None else mask.key_BS
-  return splash.SegmentIds(q=mask.query_BL, kv=keys)
+def _splash_segments(mask: masks.Segments):
+  return mask.query_BL, mask.query_BL if mask.key_BS is None else mask.key_BS

@@ -6,10 +6,12 @@ only once.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import PartitionSpec
 
 # Parameters.
 LAYERS = 'layers'  # the leading axis of a scanned Stack
@@ -39,17 +41,36 @@ def weight(init: Callable, *names: str | None) -> Callable:
   return nn.with_logical_partitioning(init, names)
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-  """States the logical axes of an activation; the identity where no rules or no mesh are in force.
+def spec(shape: Sequence[int], names: Sequence[str | None]) -> PartitionSpec | None:
+  """How the rules in force split an array of these logical axes; None where no rules or no mesh
+  are.
 
   An axis whose size its mesh axes do not divide stays whole (few rows when sampling, fewer K/V
   heads than devices).
   """
   rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
   if not rules or mesh.empty:
-    return x
-  spec = []
-  for size, entry in zip(x.shape, nn.logical_to_mesh_axes(names, rules)):
+    return None
+  out = []
+  for size, entry in zip(shape, nn.logical_to_mesh_axes(tuple(names), rules)):
     over = (entry,) if isinstance(entry, str) else tuple(entry or ())
-    spec.append(entry if size % math.prod(mesh.shape[a] for a in over) == 0 else None)
-  return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec(*spec))
+    out.append(entry if size % math.prod(mesh.shape[a] for a in over) == 0 else None)
+  return PartitionSpec(*out)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """States the logical axes of an activation; the identity where no rules or no mesh are in force.
+
+  What the mesh does not divide stays whole (`spec`).
+  """
+  found = spec(x.shape, names)
+  return x if found is None else jax.lax.with_sharding_constraint(x, found)
+
+
+def on_each_device(function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+  """`function` of each device's own part of its arguments, split as `spec` says; itself where no
+  mesh is in force.
+  """
+  if out_specs is None:
+    return function
+  return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
