@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmm.config import ConfigError
+
 Variables = Mapping[str, Any]
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, tuple[jax.Array, jax.Array]]
@@ -118,6 +120,17 @@ class Task:
     """
     return {}
 
+  def batch_shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a global training batch, for those who plan a run without its data.
+
+    Raises:
+      ConfigError: this Task cannot say.
+    """
+    del batch_size
+    raise ConfigError(
+      f'{type(self).__name__} does not say what its batches look like (Task.batch_shapes)'
+    )
+
   def step_flops(self, batch_size: int) -> float:
     """Model FLOPs of a training step, forward and backward (multiply-add = 2); 0 if unknown."""
     del batch_size
@@ -127,3 +140,23 @@ class Task:
 def example_keys(key: jax.Array, index_B: jax.Array) -> jax.Array:
   """Typed keys [B], one an example, from its global index: the same on any mesh and microbatch."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(index_B.astype(jnp.uint32))
+
+
+def row_shapes(batch_size: int, **rows: tuple[tuple[int, ...], str]) -> dict[str, Any]:
+  """`{name: ShapeDtypeStruct}` of a batch with these rows, `index_B`, `record_B` and `valid_B`.
+
+  Args:
+    batch_size: B.
+    **rows: (shape of one row, dtype).
+  """
+  rows = {**rows, 'index_B': ((), 'uint32'), 'record_B': ((), 'int32'), 'valid_B': ((), 'float32')}
+  return {
+    name: jax.ShapeDtypeStruct((batch_size, *shape), jnp.dtype(dtype))
+    for name, (shape, dtype) in rows.items()
+  }
+
+
+def packed_shapes(batch_size: int, length: int, **more: tuple[tuple[int, ...], str]):
+  """`row_shapes` of packed text or bytes, [B, L], and what else a row has."""
+  fields = {'ids_BL': 'int32', 'weight_BL': 'float32', 'segment_BL': 'int32'}
+  return row_shapes(batch_size, **{n: ((length,), d) for n, d in fields.items()}, **more)

@@ -28,6 +28,8 @@ from jaxmm.config import ConfigError
 from jaxmm.core import axes, masks
 
 BACKENDS = ('xla', 'chunked', 'cudnn', 'splash', 'auto')
+# The name under which a rematerialisation policy finds what a kernel keeps for its gradient.
+KERNEL_OUTPUT = 'attention_kernel_output'
 _LARGE = 2**24  # entries of a map [L, S] above which 'auto' does not build it
 # Rows and columns of splash's blocks: the larger of these that divides the length. Its own default
 # of 128 leaves the matrix unit waiting; MaxText runs with 512.
@@ -261,7 +263,9 @@ def _splash_kernel(splash, shape_mask, interpret, q_BLNH, k_BSKH, v_BSKH, segmen
   """Scaled queries, keys and values of one device's rows and heads; [B, L, N, H]."""
   (_, L, N, _), (_, S, K, _) = q_BLNH.shape, k_BSKH.shape
   sizes = _splash_sizes(splash, L, S)
-  options = dict(block_sizes=sizes, interpret=interpret)
+  options = dict(
+    block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL_OUTPUT
+  )
   head_mask = splash.MultiHeadMask([shape_mask] * (N if K == N else N // K))
   if segments is not None:
     segments = splash.SegmentIds(*segments)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmm.config import ConfigError
 from jaxmm.core import attention, axes, layers, masks, positions
@@ -27,7 +28,9 @@ PLAIN = {
   'relu': nn.relu,
   'silu': nn.silu,
 }
-REMAT = ('none', 'block', 'dots')
+REMAT = ('none', 'block', 'narrow', 'dots')
+# What 'narrow' keeps of a block: products as wide as the stream, and what the attention kernel gave.
+_NARROW = ('query', 'key', 'value', 'attention_out', 'mlp_out', attention.KERNEL_OUTPUT)
 NORM_PLACES = ('pre', 'post')
 
 
@@ -53,7 +56,8 @@ class StackConfig:
     qk_norm: RMSNorm of queries and keys over H, before the rotation.
     bias: biases on every linear map (and on LayerNorm).
     dropout: on what attention and MLP add to the residual stream.
-    remat: 'none', 'block' (keep only each block's input) or 'dots' (keep matrix products too).
+    remat: 'none', 'block' (keep only each block's input), 'narrow' (keep matrix products too, but
+      for the MLP's hidden ones) or 'dots' (keep all matrix products).
     pattern: kinds of the blocks, repeated over the depth: 'self' (self-attention, MLP) or 'cross'
       (self-attention, cross-attention to the context, MLP).
     attention_backend: see `core.attention`.
@@ -231,6 +235,7 @@ class Attention(nn.Module):
     q = _dense(cfg, heads, (axes.EMBED, axes.HEADS, axes.HEAD_DIM), name='query')(x_BLD)
     k = _dense(cfg, kv, (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), name='key')(source_BSD)
     v = _dense(cfg, kv, (axes.EMBED, axes.KV_HEADS, axes.HEAD_DIM), name='value')(source_BSD)
+    q, k, v = (checkpoint_name(a, n) for a, n in ((q, 'query'), (k, 'key'), (v, 'value')))
     if cfg.qk_norm:
       q = layers.RMSNorm(cfg.norm_eps, axes.HEAD_DIM, name='query_norm')(q)
       k = layers.RMSNorm(cfg.norm_eps, axes.HEAD_DIM, name='key_norm')(k)
@@ -253,7 +258,8 @@ class Attention(nn.Module):
       chunk=cfg.attention_chunk,
     )
     names = (axes.HEADS, axes.HEAD_DIM, axes.EMBED)
-    return _dense(cfg, (cfg.width,), names, num_in=2, name='out')(out), (k, v)
+    out = _dense(cfg, (cfg.width,), names, num_in=2, name='out')(out)
+    return checkpoint_name(out, 'attention_out'), (k, v)
 
 
 class Mlp(nn.Module):
@@ -272,7 +278,8 @@ class Mlp(nn.Module):
     else:
       h = PLAIN[cfg.mlp](h)
     h = axes.constrain(h, axes.BATCH, axes.LENGTH, axes.ACT_MLP)
-    return _dense(cfg, (cfg.width,), (axes.MLP, axes.EMBED), name='down')(h)
+    out = _dense(cfg, (cfg.width,), (axes.MLP, axes.EMBED), name='down')(h)
+    return checkpoint_name(out, 'mlp_out')
 
 
 class Block(nn.Module):
@@ -342,9 +349,14 @@ class Group(nn.Module):
     cfg, states, kvs = self.config, [], []
     block = Block
     if cfg.remat != 'none':
+      policies = jax.checkpoint_policies
       saved = {
-        'block': jax.checkpoint_policies.nothing_saveable,
-        'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        'block': policies.nothing_saveable,
+        'narrow': policies.save_only_these_names(*_NARROW),
+        'dots': policies.save_from_both_policies(
+          policies.dots_with_no_batch_dims_saveable,
+          policies.save_only_these_names(attention.KERNEL_OUTPUT),
+        ),
       }[cfg.remat]
       block = nn.remat(Block, policy=saved, prevent_cse=False)
     for i, kind in enumerate(cfg.pattern):

@@ -297,6 +297,10 @@ class ImageLmTask(tasks.Task):
       'cross_entropy_by_position': (nll_L, images_L),
     }
 
+  def batch_shapes(self, batch_size: int):
+    codes = ((self.config.length,), 'int32')
+    return tasks.row_shapes(batch_size, ids_BL=codes, label_B=((), 'int32'))
+
   def step_flops(self, batch_size: int) -> float:
     cfg = self.config
     head = cfg.width // cfg.num_heads

@@ -468,6 +468,9 @@ class LmTask(tasks.Task):
       out[f'cross_entropy_{kind}'] = losses.weighted_sum(nll_BL, weight_BL * _shifted(mask_BL))
     return out
 
+  def batch_shapes(self, batch_size: int):
+    return tasks.packed_shapes(batch_size, self.row_length or self.config.length)
+
   def step_flops(self, batch_size: int) -> float:
     cfg, stack, num = self.config, self.config.stack(), self.row_length or self.config.length
     heads = stack.head_width * (cfg.num_heads + stack.kv_heads)

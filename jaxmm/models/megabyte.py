@@ -202,6 +202,9 @@ class MegabyteTask(tasks.Task):
       'bits_per_byte_by_place': (nats_P * bit, count_P),
     }
 
+  def batch_shapes(self, batch_size: int):
+    return tasks.packed_shapes(batch_size, self.row_length or self.config.length)
+
   def step_flops(self, batch_size: int) -> float:
     # Backward is twice forward.
     return 3.0 * batch_size * forward_flops(self.config, self.row_length or self.config.length)

@@ -357,6 +357,14 @@ class TransfusionTask(tasks.Task):
     out = {f'denoising_{t}': (total_T[i], count_T[i]) for i, t in enumerate(times)}
     return {'denoising': (jnp.sum(total_T), jnp.sum(count_T)), **out}
 
+  def batch_shapes(self, batch_size: int):
+    num, of_images = self.row_length or self.config.length, (self.row_images,)
+    return tasks.packed_shapes(
+      batch_size, num, image_BL=((num,), 'int32'), patch_BL=((num,), 'int32'),
+      is_image_first_BI=(of_images, 'bool'), image_valid_BI=(of_images, 'float32'),
+      latent_BIYXC=((*of_images, *self.config.latent_shape), 'float32'),
+    )  # fmt: skip
+
   def step_flops(self, batch_size: int) -> float:
     """6 a weight and position (the paper counts so), attention, and the patches of the images."""
     cfg, stack, num = self.config, self.config.stack(), self.row_length or self.config.length

@@ -33,6 +33,7 @@ class Blueprint:
     abstract: the TrainState of `jax.ShapeDtypeStruct` with shardings; what a restore wants.
     labels: a tree like the parameters with each one's optimizer label.
     optimizer: the transformation over all labels.
+    logical: `{path: logical axis names}` of the parameters that have some.
     whole: `(path, shape, why)` of the arrays that every device keeps whole although the mesh could
       split arrays.
   """
@@ -47,6 +48,7 @@ class Blueprint:
   has_ema: bool
   mesh: Mesh
   rules: sharding.Rules
+  logical: Mapping[str, tuple[str | None, ...]]
   whole: tuple[tuple[str, tuple[int, ...], str], ...]
 
   @property
@@ -101,6 +103,7 @@ def plan_state(
     has_ema=has_ema,
     mesh=mesh,
     rules=rules,
+    logical=_logical_names(boxed.params),
     whole=_whole_arrays(boxed, rules, mesh),
   )
 
@@ -169,6 +172,14 @@ def _is_box(x: Any) -> bool:
 
 def _unboxed(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.value if _is_box(x) else x, tree, is_leaf=_is_box)
+
+
+def _logical_names(boxed: Any) -> dict[str, tuple[str | None, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): tuple(leaf.names)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_box)
+    if _is_box(leaf)
+  }
 
 
 def _whole_arrays(boxed: TrainState, rules, mesh) -> tuple[tuple[str, tuple[int, ...], str], ...]:

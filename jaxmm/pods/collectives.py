@@ -1,0 +1,140 @@
+"""Collectives of a compiled program: what, how many bytes, over which axes of the mesh, how often."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from jaxmm.pods.hlo import Module, Shape
+
+KINDS = (
+  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute',
+  'ragged-all-to-all', 'collective-broadcast',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One instruction.
+
+  Attributes:
+    kind: one of KINDS.
+    shapes: its result for one device; of a reduction its operand.
+    bytes: of the whole array that a group gathers, reduces or exchanges, once: for an all-gather
+      the result, for reductions and the rest a device's operand.
+    group: the devices of the first group, as numbers in the mesh.
+    axes: mesh axes that vary within a group, 'data+fsdp'.
+    times: how often it runs in a step.
+    op_name: where in the program it comes from.
+  """
+
+  kind: str
+  shapes: tuple[Shape, ...]
+  bytes: float
+  group: tuple[int, ...]
+  axes: str
+  times: float
+  op_name: str
+
+
+def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
+  """All of a program's.
+
+  Args:
+    module: the program.
+    mesh: sizes of the mesh axes in order.
+  """
+  out = []
+  for name, times in module.times().items():
+    home = module.computations[name]
+    for one in home.instructions.values():
+      kind = one.opcode.removesuffix('-start')
+      if kind in KINDS:
+        out.append(_collective(kind, one, home, mesh, times))
+  # A group of one device has nothing to say.
+  return [c for c in out if len(c.group) > 1]
+
+
+def _collective(kind, one, home, mesh, times) -> Collective:
+  num = int(np.prod(list(mesh.values())))
+  if kind == 'collective-permute':
+    pair = re.search(r'\{(\d+),(\d+)\}', one.attribute('source_target_pairs') or '')
+    group = tuple(int(n) for n in pair.groups()) if pair else (0,)
+  else:
+    group = first_group(one.attribute('replica_groups') or '', num)
+  operands = tuple(home.operand_shapes(one))
+  shapes = operands
+  if kind == 'all-gather':
+    is_start = one.opcode.endswith('-start')
+    shapes = one.shapes[len(operands) :] if is_start else one.shapes
+  return Collective(
+    kind, shapes, sum(s.bytes for s in shapes), group, axes_of(group, mesh), times, one.op_name
+  )
+
+
+def first_group(text: str, num: int) -> tuple[int, ...]:
+  """The first group of `replica_groups`, in any of the compiler's three ways of writing them.
+
+  `{{0,1},{2,3}}`; `[2,2]<=[4]` and `[2,2]<=[2,2]T(1,0)`; `mesh['a'=2,'b'=2] {'a'}`.
+
+  Args:
+    text: the attribute.
+    num: devices of the program; no groups are one of all.
+  """
+  if text.startswith('mesh['):
+    return _mesh_group(text)
+  iota = re.match(r'\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text)
+  if iota:
+    shape, dims = (tuple(int(n) for n in iota[i].split(',')) for i in (1, 2))
+    ids = np.arange(int(np.prod(dims))).reshape(dims)
+    if iota[3]:
+      ids = ids.transpose([int(n) for n in iota[3].split(',')])
+    return tuple(int(i) for i in ids.reshape(shape).reshape(shape[0], -1)[0])
+  listed = re.search(r'\{([\d,]+)\}', text)
+  return tuple(int(n) for n in listed[1].split(',')) if listed else tuple(range(num))
+
+
+def _mesh_group(text: str) -> tuple[int, ...]:
+  inside, _, rest = text.partition(']')
+  sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", inside)}
+  order = re.search(r'device_ids=\(?\[([\d,]+)\]', rest)
+  ids = np.arange(int(np.prod(list(sizes.values()))))
+  if order:
+    ids = np.array([int(n) for n in order[1].split(',')])
+  ids = ids.reshape(tuple(sizes.values()))
+  names = re.search(r'\{(.*?)\}', rest)
+  # 'a':(2)4 is the part of axis a of size 4 that has 2 before it.
+  varied = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", names[1] if names else '')
+  place: list = []
+  for name, size in sizes.items():
+    part = next((v for v in varied if v[0] == name), None)
+    if part is None:
+      place.append(np.array([0]))
+    elif part[1]:
+      stride = size // (int(part[1]) * int(part[2]))
+      place.append(np.arange(int(part[2])) * stride)
+    else:
+      place.append(np.arange(size))
+  return tuple(int(i) for i in ids[np.ix_(*place)].ravel())
+
+
+def axes_of(group: tuple[int, ...], mesh: Mapping[str, int]) -> str:
+  """The mesh axes along which devices of a group differ, 'data+fsdp'; 'none' for a single one."""
+  coordinates = np.stack(np.unravel_index(np.array(group), tuple(mesh.values())))
+  names = [n for n, row in zip(mesh, coordinates) if len(set(row.tolist())) > 1]
+  return '+'.join(names) or 'none'
+
+
+def is_weight(shape: Shape, weights: set[tuple[int, ...]]) -> bool:
+  """Whether an array has the dims of a parameter (axes of 1 and the order aside)."""
+  return essential(shape.dims) in weights
+
+
+def essential(dims: tuple[int, ...]) -> tuple[int, ...]:
+  """Dims without those of 1, sorted: layouts turn and unroll arrays."""
+  return tuple(sorted(d for d in dims if d != 1))
+
+
