@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxmm
-from jaxmm import cli_evaluate, cli_sample
+from jaxmm import cli_evaluate, cli_plan, cli_sample
 from jaxmm.cli_curate import several, training
 from jaxmm.config import ConfigError, RunError
 from jaxmm.train import watch
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
   verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
   for add in (
     _add_quickstart, _add_train, _add_latent_scale, _add_tokenize, _add_reconstruct, _add_sample,
-    _add_evaluate, _add_reproduce, _add_convert, _add_report, _add_curate,
+    _add_evaluate, _add_reproduce, _add_convert, _add_report, _add_plan, _add_curate,
   ):  # fmt: skip
     add(verbs)
   return parser
@@ -401,6 +401,19 @@ def _report(options) -> int:
   output = options.output or os.path.join(options.run_dir, 'report.html')
   print(run_page.write_run_page(options.run_dir, output))
   return 0
+
+
+def _add_plan(verbs):
+  p = _verb(
+    verbs, 'plan', cli_plan.run,
+    'Compiles the training step for TPUs that are not here (needs the extra pods) and says\n'
+    'whether it fits, what it communicates and how fast it would be.',
+    'jaxmm plan --config experiments/crt/imagenet256.py:XL --topology v5e:16x16\n'
+    '  jaxmm plan --config experiments/crt/imagenet256.py:3B --topology v5p:4x4x4 --slices 2 \\\n'
+    '    --rules fsdp tensor --largest-batch --output plans/3B',
+    setting='batch=2048',
+  )  # fmt: skip
+  cli_plan.add_options(p)
 
 
 def _add_curate(verbs):

@@ -263,9 +263,7 @@ def _splash_kernel(splash, shape_mask, interpret, q_BLNH, k_BSKH, v_BSKH, segmen
   """Scaled queries, keys and values of one device's rows and heads; [B, L, N, H]."""
   (_, L, N, _), (_, S, K, _) = q_BLNH.shape, k_BSKH.shape
   sizes = _splash_sizes(splash, L, S)
-  options = dict(
-    block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL_OUTPUT
-  )
+  options = dict(block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL_OUTPUT)
   head_mask = splash.MultiHeadMask([shape_mask] * (N if K == N else N // K))
   if segments is not None:
     segments = splash.SegmentIds(*segments)

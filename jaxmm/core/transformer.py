@@ -29,7 +29,7 @@ PLAIN = {
   'silu': nn.silu,
 }
 REMAT = ('none', 'block', 'narrow', 'dots')
-# What 'narrow' keeps of a block: products as wide as the stream, and what the attention kernel gave.
+# What "narrow" keeps of a block: products as wide as the stream, and what a kernel gave.
 _NARROW = ('query', 'key', 'value', 'attention_out', 'mlp_out', attention.KERNEL_OUTPUT)
 NORM_PLACES = ('pre', 'post')
 

@@ -1,4 +1,4 @@
-"""Collectives of a compiled program: what, how many bytes, over which axes of the mesh, how often."""
+"""Collectives of a compiled program: what, how many bytes, over which mesh axes, how often."""
 
 from __future__ import annotations
 
@@ -136,5 +136,3 @@ def is_weight(shape: Shape, weights: set[tuple[int, ...]]) -> bool:
 def essential(dims: tuple[int, ...]) -> tuple[int, ...]:
   """Dims without those of 1, sorted: layouts turn and unroll arrays."""
   return tuple(sorted(d for d in dims if d != 1))
-
-

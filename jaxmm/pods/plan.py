@@ -1,4 +1,4 @@
-"""A plan: one config on one machine, compiled, read and estimated; as numbers that JSON can hold."""
+"""A plan: one config on one machine, compiled, read and estimated; in numbers that JSON holds."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ class Plan:
     )  # fmt: skip
 
 
-def planned(
-  config: RunConfig, task: Task, topology: Topology, *, effort: str = 'quick'
-) -> Plan:
+def planned(config: RunConfig, task: Task, topology: Topology, *, effort: str = 'quick') -> Plan:
   """Compiles and reads the step of a config.
 
   Args:

@@ -41,7 +41,8 @@ def product(one: Instruction, home: Computation, tile: int = 128) -> Product | N
     return _dot(one, home, tile)
   if one.opcode == 'convolution':
     return _convolution(one, home, tile)
-  if one.opcode == 'custom-call' and 'splash_' in one.rest + one.name:
+  is_kernel = one.attribute('custom_call_target') == '"tpu_custom_call"'
+  if one.opcode == 'custom-call' and is_kernel and 'splash_' in one.name + one.rest:
     return _splash(one, home, tile)
   return None
 

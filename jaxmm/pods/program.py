@@ -20,6 +20,7 @@ class Work:
     bytes: from and to HBM.
     times: executions in a step.
     op_name: where in the program it comes from.
+    is_kernel: whether it is an attention kernel.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Work:
   bytes: float
   times: float
   op_name: str
+  is_kernel: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,8 @@ class Program:
 
 # Custom calls that compute nothing.
 _EMPTY = (
-  'AllocateBuffer', 'AssumeGatherIndicesInBound', 'ConcatBitcast', 'Sharding', 'SPMDFullToShardShape',
+  'AllocateBuffer', 'AssumeGatherIndicesInBound', 'ConcatBitcast', 'Sharding',
+  'SPMDFullToShardShape',
   'SPMDShardToFullShape', 'BitcastBound', 'X64Combine', 'MoveToHost', 'MoveToDevice', 'TopK',
   'ConvolutionBitcast', 'SliceToDynamic', 'PadToStatic', 'annotate_device_placement',
 )  # fmt: skip
@@ -96,7 +99,8 @@ def read(text: str, mesh: Mapping[str, int], tile: int = 128) -> Program:
       moved = 0.0 if is_collective else traffic.moved_bytes(one, home, module)
       if found or moved:
         flops, padded = (sum(getattr(p, f) for p in found) for f in ('flops', 'padded'))
-        work.append(Work(one.name, flops, padded, moved, count, one.op_name))
+        is_kernel = any(p.kernel for p in found)
+        work.append(Work(one.name, flops, padded, moved, count, one.op_name, is_kernel))
   return Program(
     tuple(work), tuple(readers.collectives(module, mesh)), kernels, unknown, _kept(module)
   )

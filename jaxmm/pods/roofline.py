@@ -99,7 +99,7 @@ def estimated(
   a = assumptions
   by_products, by_traffic, core = 0.0, 0.0, 0.0
   for work in program.work:
-    share = a.kernel if 'splash_' in work.name else a.matrix
+    share = a.kernel if work.is_kernel else a.matrix
     products = work.padded / (chip.peak * share)
     traffic = work.bytes / (chip.bandwidth * a.memory)
     by_products += products * work.times
