@@ -29,8 +29,8 @@ PLAIN = {
   'silu': nn.silu,
 }
 REMAT = ('none', 'block', 'narrow', 'dots')
-# What "narrow" keeps of a block: products as wide as the stream, and what a kernel gave.
-_NARROW = ('query', 'key', 'value', 'attention_out', 'mlp_out', attention.KERNEL_OUTPUT)
+# What 'narrow' keeps of a block: matrix products as wide as the stream.
+_NARROW = ('query', 'key', 'value', 'attention_out', 'mlp_out')
 NORM_PLACES = ('pre', 'post')
 
 

@@ -153,7 +153,8 @@ class Module:
     return out
 
   def trips(self, computation: str, loop: Instruction) -> int:
-    """How often a loop runs: as the compiler noted it, else from its condition `i < N`, i from 0.
+    """How often a loop runs: as the compiler noted it, else from its condition `i < N`, the step
+    that its body adds to i, and the i that it begins with (1 and 0 where they cannot be read).
 
     Raises:
       ValueError: neither says.
@@ -165,25 +166,60 @@ class Module:
     found = self._bound(condition, condition.root)
     if found is None:
       raise ValueError(f'the trip count of the loop {loop.name} in {computation} cannot be read')
-    return found
+    bound, index = found
+    body = self.computations[loop.called['body'][0]]
+    step = self._constant(body, body.root, index, 'add') or 1
+    home = self.computations[computation]
+    given = home.instructions.get(loop.operands[0]) if loop.operands else None
+    first = self._constant(home, given, index, 'constant') if given else None
+    return max(-(-(bound - (first or 0)) // step), 0)
 
-  def _bound(self, computation: Computation, compare: Instruction) -> int | None:
-    """N of `i < N` (or `N > i`, or the last `i <= N`)."""
+  def _bound(self, computation: Computation, compare: Instruction) -> tuple[int, int] | None:
+    """N of `i < N` (or `N > i`, or the last `i <= N`), and the place of i in the loop's tuple."""
     at = lambda name: computation.instructions[name]
     if compare.opcode in ('copy', 'bitcast', 'convert'):
       return self._bound(computation, at(compare.operands[0]))
+    inner = compare
     if compare.opcode in ('fusion', 'call'):
       key = 'calls' if compare.opcode == 'fusion' else 'to_apply'
-      constants = [int(at(n).literal) for n in compare.operands if at(n).opcode == 'constant']
-      inner = self.computations[compare.called[key][0]]
-      return self._bound(inner, inner.root) or (constants[0] if constants else None)
-    if compare.opcode != 'compare':
+      home = self.computations[compare.called[key][0]]
+      inner = home.root
+      compared = [home.instructions[n] for n in inner.operands]
+    else:
+      compared = [at(n) for n in compare.operands]
+    if inner.opcode != 'compare':
       return None
-    values = [at(n).literal for n in compare.operands if at(n).opcode == 'constant']
+    # Operands of a fused comparison are parameters; what they stand for is outside.
+    compared = [
+      at(compare.operands[int(c.literal)])
+      if c.opcode == 'parameter' and inner is not compare
+      else c
+      for c in compared
+    ]
+    values = [c.literal for c in compared if c.opcode == 'constant']
+    index = next((c.attribute('index') for c in compared if c.opcode == 'get-tuple-element'), '0')
     if len(values) != 1:
       return None
-    direction = compare.attribute('direction')
-    return int(values[0]) + (1 if direction in ('LE', 'GE') else 0)
+    more = 1 if inner.attribute('direction') in ('LE', 'GE') else 0
+    return int(values[0]) + more, int(index)
+
+  def _constant(self, home: Computation, tuple_: Instruction, index: int, kind: str) -> int | None:
+    """The constant that an element of a tuple is, or (kind 'add') that is added to make it."""
+    if tuple_.opcode != 'tuple' or index >= len(tuple_.operands):
+      return None
+    one = home.instructions[tuple_.operands[index]]
+    while one.opcode in ('copy', 'bitcast') and one.operands[0] in home.instructions:
+      one = home.instructions[one.operands[0]]
+    if one.opcode == 'fusion':
+      home = self.computations[one.called['calls'][0]]
+      one = home.root
+    if one.opcode != kind:
+      return None
+    if kind == 'constant':
+      return int(one.literal)
+    added = [home.instructions[n] for n in one.operands]
+    values = [int(c.literal) for c in added if c.opcode == 'constant']
+    return values[0] if len(values) == 1 else None
 
 
 def parsed(text: str) -> Module:
