@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from jaxmm.pods.hlo import Module, Shape
+from jaxmm.pods.hlo import Computation, Instruction, Module, Shape
+from jaxmm.pods.traffic import read_bytes
 
 KINDS = (
   'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute',
@@ -53,9 +55,23 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     for one in home.instructions.values():
       kind = one.opcode.removesuffix('-start')
       if kind in KINDS:
+        if kind == 'all-reduce' and _is_scattered(one, home, module, mesh):
+          kind = 'reduce-scatter'
         out.append(_collective(kind, one, home, mesh, times))
   # A group of one device has nothing to say.
   return [c for c in out if len(c.group) > 1]
+
+
+def _is_scattered(one: Instruction, home: Computation, module: Module, mesh) -> bool:
+  """Whether every reader of an all-reduce takes this device's share alone.
+
+  So a quick compilation leaves what is a reduce-scatter on the machine.
+  """
+  num = len(first_group(one.attribute('replica_groups') or '', math.prod(mesh.values())))
+  readers = home.users.get(one.name, [])
+  if num < 2 or len(one.shapes) != 1 or not readers:
+    return False
+  return all(read_bytes(r, one, home, module) <= one.shapes[0].bytes / num * 1.01 for r in readers)
 
 
 def _collective(kind, one, home, mesh, times) -> Collective:

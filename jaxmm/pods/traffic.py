@@ -39,6 +39,23 @@ def moved_bytes(one: Instruction, home: Computation, module: Module) -> float:
   return float(read + sum(s.bytes for s in one.shapes if s.is_in_hbm))
 
 
+def read_bytes(
+  reader: Instruction, source: Instruction, home: Computation, module: Module
+) -> float:
+  """Of a result, by one of its readers."""
+  whole = sum(s.bytes for s in source.shapes)
+  if reader.opcode in _SLICES:
+    return sum(s.bytes for s in reader.shapes[-1:])
+  if reader.opcode in ('bitcast', 'copy'):
+    users = home.users.get(reader.name, [])
+    return max((read_bytes(u, reader, home, module) for u in users), default=0.0)
+  if reader.opcode != 'fusion':
+    return whole
+  inner = module.computations[reader.called['calls'][0]]
+  places = [i for i, name in enumerate(reader.operands) if name == source.name]
+  return max(_read(_parameters(inner)[i], inner, module)[0] for i in places)
+
+
 def _fusion(one: Instruction, home: Computation, inner: Computation, module: Module) -> float:
   parameters = _parameters(inner)
   total = 0.0
