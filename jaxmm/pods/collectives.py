@@ -43,7 +43,11 @@ class Collective:
 
 
 def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
-  """All of a program's.
+  """All of a program's, but for those of groups of one device.
+
+  A compiler for TPUs writes some gathers as all-reduces of arrays that are zero but for the
+  device's own share, and, when it is told to be quick, scattered gradients as all-reduces of which every
+  device reads its share. They count as what they are.
 
   Args:
     module: the program.
@@ -54,41 +58,75 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     home = module.computations[name]
     for one in home.instructions.values():
       kind = one.opcode.removesuffix('-start')
-      if kind in KINDS:
-        if kind == 'all-reduce' and _is_scattered(one, home, module, mesh):
-          kind = 'reduce-scatter'
-        out.append(_collective(kind, one, home, mesh, times))
-  # A group of one device has nothing to say.
-  return [c for c in out if len(c.group) > 1]
+      if kind not in KINDS:
+        continue
+      group = _group(kind, one, mesh)
+      if len(group) < 2:
+        continue
+      axes = axes_of(group, mesh)
+      for true_kind, shapes in _by_kind(kind, one, home, module, len(group)).items():
+        size = sum(s.bytes for s in shapes)
+        out.append(Collective(true_kind, tuple(shapes), size, group, axes, times, one.op_name))
+  return out
 
 
-def _is_scattered(one: Instruction, home: Computation, module: Module, mesh) -> bool:
-  """Whether every reader of an all-reduce takes this device's share alone.
-
-  So a quick compilation leaves what is a reduce-scatter on the machine.
-  """
-  num = len(first_group(one.attribute('replica_groups') or '', math.prod(mesh.values())))
-  readers = home.users.get(one.name, [])
-  if num < 2 or len(one.shapes) != 1 or not readers:
-    return False
-  return all(read_bytes(r, one, home, module) <= one.shapes[0].bytes / num * 1.01 for r in readers)
-
-
-def _collective(kind, one, home, mesh, times) -> Collective:
-  num = int(np.prod(list(mesh.values())))
+def _group(kind: str, one: Instruction, mesh: Mapping[str, int]) -> tuple[int, ...]:
   if kind == 'collective-permute':
     pair = re.search(r'\{(\d+),(\d+)\}', one.attribute('source_target_pairs') or '')
-    group = tuple(int(n) for n in pair.groups()) if pair else (0,)
-  else:
-    group = first_group(one.attribute('replica_groups') or '', num)
-  operands = tuple(home.operand_shapes(one))
-  shapes = operands
+    return tuple(int(n) for n in pair.groups()) if pair else (0,)
+  return first_group(one.attribute('replica_groups') or '', math.prod(mesh.values()))
+
+
+def _by_kind(
+  kind: str, one: Instruction, home: Computation, module: Module, num: int
+) -> dict[str, list[Shape]]:
+  """What each kind of collective that an instruction is stands for: shapes by true kind."""
+  operands = home.operand_shapes(one)
   if kind == 'all-gather':
     is_start = one.opcode.endswith('-start')
-    shapes = one.shapes[len(operands) :] if is_start else one.shapes
-  return Collective(
-    kind, shapes, sum(s.bytes for s in shapes), group, axes_of(group, mesh), times, one.op_name
-  )
+    return {kind: list(one.shapes[len(operands) :] if is_start else one.shapes)}
+  if kind != 'all-reduce':
+    return {kind: operands}
+  out: dict[str, list[Shape]] = {}
+  for place, name in enumerate(one.operands):
+    if name not in home.instructions:
+      continue
+    shape = home.instructions[name].shapes[0]
+    if _is_padded(home.instructions[name], home, module, num):
+      true = 'all-gather'
+    else:
+      readers = _readers(one, place, home)
+      share = shape.bytes / num * 1.01
+      is_share = bool(readers) and all(
+        read_bytes(reader, source, home, module) <= share for reader, source in readers
+      )
+      true = 'reduce-scatter' if is_share else kind
+    out.setdefault(true, []).append(shape)
+  return out
+
+
+def _is_padded(value: Instruction, home: Computation, module: Module, num: int) -> bool:
+  """Whether an array is a device's share of it, written into one of its full size."""
+  while value.opcode in ('bitcast', 'copy') and value.operands[0] in home.instructions:
+    value = home.instructions[value.operands[0]]
+  if value.opcode == 'fusion':
+    home = module.computations[value.called['calls'][0]]
+    value = home.root
+    while value.opcode == 'bitcast':
+      value = home.instructions[value.operands[0]]
+  if value.opcode != 'dynamic-update-slice':
+    return False
+  update = home.instructions[value.operands[1]].shapes[0]
+  return update.bytes <= value.shapes[0].bytes / num * 1.01
+
+
+def _readers(one: Instruction, place: int, home: Computation):
+  """(reader, what it reads) of one result of a collective."""
+  users = home.users.get(one.name, [])
+  if len(one.shapes) == 1:
+    return [(user, one) for user in users]
+  elements = [u for u in users if u.attribute('index') == str(place)]
+  return [(user, element) for element in elements for user in home.users.get(element.name, [])]
 
 
 def first_group(text: str, num: int) -> tuple[int, ...]:
