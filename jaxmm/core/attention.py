@@ -9,7 +9,7 @@ Every backend lowers the mask specification (`core.masks`) or refuses it with wh
   chunked  everything, everywhere; memory grows with L, not L * S
            (online softmax, arXiv:1805.02867, 2112.05682)
   cudnn    NVIDIA GPUs in 16 bits
-  splash   TPUs; causal, window, full, segments
+  splash   TPUs; causal, reach, window, full, segments
   auto     splash where the program is for a TPU and splash can do it; else xla, and chunked for
            maps of more than 2^24 entries
 
@@ -245,7 +245,7 @@ def _splash(q_BLNH, k_BSKH, v_BSKH, mask, scale, interpret=False):
     raise _refusal(
       'splash', f'it needs lengths in multiples of 128 and these are {L} and {S}', "use 'xla'"
     )
-  shape_mask, segments = _splash_mask(splash, mask, L, S)
+  shape_mask, segments, reach_BL = _splash_mask(splash, mask, L, S)
   attend = functools.partial(_splash_kernel, splash, shape_mask, interpret)
   # The compiler cannot split a kernel over devices: each runs it on its own rows and heads.
   names = (axes.BATCH, axes.LENGTH, axes.ACT_HEADS, None)
@@ -254,29 +254,58 @@ def _splash(q_BLNH, k_BSKH, v_BSKH, mask, scale, interpret=False):
     group = q_BLNH.shape[2] // k_BSKH.shape[2]
     k_BSKH, v_BSKH = (jnp.repeat(x, group, axis=2) for x in (k_BSKH, v_BSKH))
   rows = axes.spec(q_BLNH.shape[:2], names[:2])
-  operands = (q_BLNH * scale, k_BSKH, v_BSKH, segments)
-  in_specs = (specs[0], specs[0], specs[0], None if segments is None else rows)
+  operands = (q_BLNH * scale, k_BSKH, v_BSKH, segments, reach_BL)
+  by_row = tuple(None if x is None else rows for x in (segments, reach_BL))
+  in_specs = (specs[0], specs[0], specs[0], *by_row)
   return axes.on_each_device(attend, in_specs, specs[0])(*operands)
 
 
-def _splash_kernel(splash, shape_mask, interpret, q_BLNH, k_BSKH, v_BSKH, segments):
+def _splash_kernel(splash, shape_mask, interpret, q_BLNH, k_BSKH, v_BSKH, segments, reach_BL):
   """Scaled queries, keys and values of one device's rows and heads; [B, L, N, H]."""
   (_, L, N, _), (_, S, K, _) = q_BLNH.shape, k_BSKH.shape
-  sizes = _splash_sizes(splash, L, S)
-  options = dict(block_sizes=sizes, interpret=interpret, residual_checkpoint_name=KERNEL_OUTPUT)
   head_mask = splash.MultiHeadMask([shape_mask] * (N if K == N else N // K))
+  is_plain = K == N
+  make = splash.make_splash_mha_single_device if is_plain else splash.make_splash_mqa_single_device
+  kernel = make(
+    head_mask, block_sizes=_splash_sizes(splash, L, S), interpret=interpret,
+    residual_checkpoint_name=KERNEL_OUTPUT,
+  )  # fmt: skip
   if segments is not None:
     segments = splash.SegmentIds(*segments)
+
+  def row(q, k, v, segments, reach_L):
+    attend = kernel if reach_L is None else _reaching(kernel, reach_L)
+    return (
+      attend(q, k, v, segments)
+      if is_plain
+      else jax.vmap(attend, (0, 0, 0, None))(q, k, v, segments)
+    )
+
   k, v = (jnp.swapaxes(x, 1, 2) for x in (k_BSKH, v_BSKH))
-  if K == N:
-    kernel = splash.make_splash_mha_single_device(head_mask, **options)
-    out = jax.vmap(kernel)(jnp.swapaxes(q_BLNH, 1, 2), k, v, segments)
-    return jnp.swapaxes(out, 1, 2)
-  kernel = splash.make_splash_mqa_single_device(head_mask, **options)
+  if is_plain:
+    q = jnp.swapaxes(q_BLNH, 1, 2)
+    return jnp.swapaxes(jax.vmap(row)(q, k, v, segments, reach_BL), 1, 2)
   q = jnp.einsum('BLKGH->BKGLH', _grouped(q_BLNH, K))
-  per_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-  out = jax.vmap(per_group)(q, k, v, segments)
+  out = jax.vmap(row)(q, k, v, segments, reach_BL)
   return jnp.einsum('BKGLH->BLKGH', out).reshape(q_BLNH.shape)
+
+
+def _reaching(kernel, reach_L):
+  """A causal kernel whose queries stand elsewhere: the kernel compares `place + offset >= key`.
+
+  Blocks that it would take whole are looked at entry by entry: which are whole depends on the row.
+  """
+  (fwd, dq, dkv), options = kernel.tree_flatten()
+
+  def moved(info):
+    if info is None:
+      return None
+    block_mask = info.block_mask
+    if block_mask is not None:
+      block_mask = jnp.minimum(block_mask, 1).astype(block_mask.dtype)
+    return info._replace(block_mask=block_mask, q_sequence=reach_L)
+
+  return type(kernel).tree_unflatten(options, (moved(fwd), moved(dq), moved(dkv)))
 
 
 def _splash_sizes(splash, L: int, S: int):
@@ -290,26 +319,31 @@ def _splash_sizes(splash, L: int, S: int):
 def _splash_can_express(mask: masks.Mask) -> bool:
   if isinstance(mask, masks.Both) and isinstance(mask.second, masks.Segments):
     mask = mask.first
-  return isinstance(mask, (masks.Segments, masks.Full, masks.Causal, masks.Window))
+  return isinstance(mask, (masks.Segments, masks.Full, masks.Causal, masks.Window, masks.Reach))
 
 
 def _splash_mask(splash, mask: masks.Mask, L: int, S: int):
-  """(mask object, (ids of queries, of keys) or None) of what splash can express."""
+  """(mask object, (ids of queries, of keys) or None, places of queries [B, L] or None)."""
   if isinstance(mask, masks.Both) and isinstance(mask.second, masks.Segments):
-    shape_mask, segments = _splash_mask(splash, mask.first, L, S)
+    shape_mask, segments, reach_BL = _splash_mask(splash, mask.first, L, S)
     if segments is None:
-      return shape_mask, _splash_segments(mask.second)
+      return shape_mask, _splash_segments(mask.second), reach_BL
   if isinstance(mask, masks.Segments):
-    return splash.FullMask((L, S)), _splash_segments(mask)
+    return splash.FullMask((L, S)), _splash_segments(mask), None
   if isinstance(mask, masks.Full):
-    return splash.FullMask((L, S)), None
+    return splash.FullMask((L, S)), None, None
   if isinstance(mask, masks.Causal):
-    return splash.CausalMask((L, S)), None
+    return splash.CausalMask((L, S)), None, None
   if isinstance(mask, masks.Window):
-    return splash.LocalMask((L, S), window_size=(mask.size - 1, 0), offset=0), None
+    return splash.LocalMask((L, S), window_size=(mask.size - 1, 0), offset=0), None, None
+  if isinstance(mask, masks.Reach):
+    # Of the blocks that some query may reach each is computed; within them the last key decides.
+    place_L = jnp.arange(L, dtype=jnp.int32)
+    last_BL = jnp.clip(mask.last_BL, place_L, place_L + mask.most)
+    return splash.CausalMask((L, S), offset=mask.most), None, last_BL - mask.most
   raise _refusal(
     'splash',
-    f'it cannot express {mask}: only Full, Causal, Window, and each of them & Segments',
+    f'it cannot express {mask}: only Full, Causal, Reach, Window, and each of them & Segments',
     "use 'chunked'",
   )
 

@@ -151,6 +151,26 @@ class TwoWayGroups(Mask):
 
 
 @flax.struct.dataclass
+class Reach(Mask):
+  """Causal, and on to a later key of each query's own.
+
+  Where groups are runs of neighbours and `last_BL` is the end of each token's run (its own place
+  for those in no group) this is `Causal() | TwoWayGroups`, in a form that kernels can compute.
+
+  Attributes:
+    last_BL: the last key that a query sees, int32.
+    most: no query sees further than this many keys beyond itself.
+  """
+
+  last_BL: jax.Array
+  most: int = flax.struct.field(pytree_node=False)
+
+  def allowed(self, query_L, key_S):
+    last_BL = jnp.maximum(_at(self.last_BL, query_L), query_L)
+    return key_S <= jnp.minimum(last_BL, query_L + self.most)[:, :, None]
+
+
+@flax.struct.dataclass
 class Both(Mask):
   """What both specifications allow."""
 

@@ -17,12 +17,26 @@ ATTENTIONS = ('bidirectional', 'causal')
 IMAGE_POSITIONS = ('flat', 'shared')
 
 
-def attention_mask(image_BL: jax.Array, segment_BL: jax.Array | None, attention: str) -> masks.Mask:
-  """Causal, both ways within an image if 'bidirectional', within documents if there are several."""
+def attention_mask(
+  image_BL: jax.Array, segment_BL: jax.Array | None, attention: str, num_patches: int
+) -> masks.Mask:
+  """Causal, both ways within an image if 'bidirectional', within documents if there are several.
+
+  The patches of an image stand next to one another, P of them.
+  """
   mask = masks.Causal()
   if attention == 'bidirectional':
-    mask = mask | masks.TwoWayGroups(image_BL)
+    mask = masks.Reach(last_of_image(image_BL), num_patches - 1)
   return mask if segment_BL is None else mask & masks.Segments(segment_BL)
+
+
+def last_of_image(image_BL: jax.Array) -> jax.Array:
+  """Where the image ends that a position is of, int32 [B, L]; of text its own place."""
+  place_L = jnp.arange(image_BL.shape[1], dtype=jnp.int32)
+  next_BL = jnp.pad(image_BL[:, 1:], ((0, 0), (0, 1)))
+  is_last_BL = (image_BL == 0) | (image_BL != next_BL)
+  end_BL = jnp.where(is_last_BL, place_L, image_BL.shape[1])
+  return jax.lax.cummin(end_BL, axis=1, reverse=True)
 
 
 def rotary_positions(

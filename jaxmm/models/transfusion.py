@@ -105,7 +105,7 @@ class Transfusion(nn.Module):
     place_BL = rows.rotary_positions(image_BL, patch_BL, segment_BL, cfg.image_positions)
     out = self.stack(
       x_BLD,
-      mask=rows.attention_mask(image_BL, segment_BL, cfg.attention),
+      mask=rows.attention_mask(image_BL, segment_BL, cfg.attention, cfg.num_patches),
       rotary=cfg.rotary_tables(place_BL),
       dropout_key_B=None if seeds is None else layers.fold_seeds(seeds, 2),
       return_kv=return_kv,

@@ -6,8 +6,9 @@ v5p-512, which is 256 chips (the name counts cores). Shapes, rows a device and r
 `16b.sh`, `32b.sh` and `llama2_70b.sh`; `global_parameter_scale` of 16 and 32 as its `types.py`
 turns it into widths.
 
-Predicted with `roofline.ASSUMPTIONS` (jax 0.10.2, libtpu 0.0.42.1, quick effort): 60.4 %, 64.3 % and
-65.1 %. The assumptions were written down before the first of these came out and needed no change.
+Predicted with `roofline.ASSUMPTIONS` (jax 0.10.2, libtpu 0.0.42.1, quick effort): 60.4 %, 64.3 %
+and 65.1 %. The assumptions were written down before the first of these came out and needed no
+change.
 """
 
 from __future__ import annotations

@@ -46,10 +46,9 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
   """All of a program's, but for those of groups of one device.
 
   A compiler for TPUs writes some gathers as all-reduces of arrays that are zero but for the
-  device's own share, and, when it is told to be quick, scattered gradients as all-reduces of which every
-  device reads its share. They count as what they are.
+  device's own share, and, when it is told to be quick, scattered gradients as all-reduces of which
+  every device reads its share. They count as what they are.
 
-  Args:
     module: the program.
     mesh: sizes of the mesh axes in order.
   """

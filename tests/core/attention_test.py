@@ -5,6 +5,7 @@ import pytest
 
 from jaxmm.config import ConfigError
 from jaxmm.core import attention, masks
+from jaxmm.models import transfusion_rows as rows
 from tests.references import transformer as reference
 
 L, N, K, H = 11, 4, 2, 8
@@ -88,6 +89,26 @@ def test_splash_lowers_the_specifications_it_can_express(qkv):
     np.testing.assert_allclose(out, plain, atol=2e-5)
   with pytest.raises(ConfigError, match='cannot express PrefixLM'):
     attention._splash(q, k, k, masks.PrefixLM(jnp.array([3])), 0.1, interpret=True)
+
+
+def test_splash_reaches_to_the_end_of_a_run(qkv):
+  pytest.importorskip('jax.experimental.pallas.ops.tpu.splash_attention')
+  rng, length = np.random.default_rng(3), 256
+  q, k = (rng.standard_normal((2, length, heads, 128)).astype(np.float32) for heads in (2, 2))
+  place = np.arange(length)
+  image_BL = jnp.stack([(place >= 100) & (place < 160), ((place >= 7) & (place < 67))]).astype(int)
+  last_BL = rows.last_of_image(image_BL)
+  for more in (masks.Segments(jnp.arange(length)[None] // 128 + jnp.zeros((2, 1), int)), None):
+    mask, groups = masks.Reach(last_BL, 59), masks.Causal() | masks.TwoWayGroups(image_BL)
+    if more is not None:
+      mask, groups = mask & more, groups & more
+    np.testing.assert_array_equal(mask.dense(length), groups.dense(length))
+    splash = lambda q, k, mask=mask: attention._splash(q, k, k, mask, 0.1, interpret=True)
+    plain = lambda q, k, mask=groups: attention.attention(q, k, k, mask, scale=0.1)
+    np.testing.assert_allclose(splash(q, k), plain(q, k), atol=2e-5)
+    loss = lambda f: jax.grad(lambda q, k: jnp.sum(jnp.sin(f(q, k))), (0, 1))
+    for ours, expected in zip(loss(splash)(q, k), loss(plain)(q, k)):
+      np.testing.assert_allclose(ours, expected, atol=5e-5)
 
 
 def test_what_a_backend_cannot_do_is_refused_with_what_it_needs(qkv):

@@ -109,7 +109,7 @@ def test_the_stack_of_transfusion_sees_both_ways_in_images(name):
   hidden_BLD = transformer.Stack(mixed.stack()).apply(
     {'params': params['stack']},
     arrays['x'],
-    mask=rows.attention_mask(image_BL, segment_BL, mixed.attention),
+    mask=rows.attention_mask(image_BL, segment_BL, mixed.attention, mixed.num_patches),
     rotary=mixed.rotary_tables(place_BL),
   )
   logits = hidden_BLD @ params['head']['table'].T
