@@ -36,6 +36,11 @@ def add_options(p) -> None:
     default='quick',
     help="of the compiler; 'full' is what a TPU runs with, and takes 10 to 30 times as long",
   )
+  p.add_argument(
+    '--evaluation',
+    metavar='NAME',
+    help="plan this evaluation of the task ('likelihood') instead of the training step",
+  )
   p.add_argument('--output', metavar='DIR', help='write plan.json and plan.html there')
 
 
@@ -56,6 +61,7 @@ def run(options) -> int:
     search=options.search,
     seconds=options.seconds,
     effort=options.effort,
+    evaluation=options.evaluation,
     output=options.output,
   )
   pod_plan.make(request, lambda line: print(line, flush=True))

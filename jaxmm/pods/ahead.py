@@ -43,16 +43,16 @@ class Memory:
       what the compiler said it needed beyond the arguments, and activations are among them.
   """
 
-  parameters: float
-  optimizer: float
-  average: float
-  statistics: float
-  constants: float
-  batch: float
-  activations: float
-  temporaries: float
-  code: float
   available: float
+  parameters: float = 0.0
+  optimizer: float = 0.0
+  average: float = 0.0
+  statistics: float = 0.0
+  constants: float = 0.0
+  batch: float = 0.0
+  activations: float = 0.0
+  temporaries: float = 0.0
+  code: float = 0.0
   is_measured: bool = True
 
   @property
@@ -112,6 +112,7 @@ def compiled_step(
   batch_shapes: Mapping[str, jax.ShapeDtypeStruct],
   topology: Topology,
   effort: str = 'quick',
+  evaluation: str | None = None,
 ) -> Compiled:
   """Compiles `jaxmm.train.step.Step`, with the state that `plan_state` makes of the config.
 
@@ -121,9 +122,11 @@ def compiled_step(
     batch_shapes: of the global batch.
     topology: the machine.
     effort: see EFFORTS.
+    evaluation: compile this evaluation of the Task instead of the step.
 
   Raises:
-    ConfigError: a mesh that does not divide the devices, rows that do not divide over the mesh.
+    ConfigError: a mesh that does not divide the devices, rows that do not divide over the mesh, an
+      evaluation that the Task does not have.
   """
   if effort not in EFFORTS:
     raise ConfigError(f'effort is {effort!r}, expected one of {", ".join(EFFORTS)}')
@@ -138,33 +141,49 @@ def compiled_step(
     task, config.optimizers(), batch, steps=config.steps, seed=config.seed, mesh=mesh, rules=rules,
     has_ema=config.ema > 0,
   )  # fmt: skip
-  constants = jax.tree.map(lambda x: shaped(x, whole), dict(task.constants))
-  step = steps.Step(task, blueprint, config.step_config(), constants)
-  healthy = jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole)
-  stop = jax.ShapeDtypeStruct((config.batch,), jnp.int32, sharding=rows)
-  given = {
-    'parameters': blueprint.abstract.params, 'optimizer': blueprint.abstract.opt_state,
-    'average': blueprint.abstract.ema, 'statistics': blueprint.abstract.extra,
-    'constants': constants, 'batch': batch,
-  }  # fmt: skip
+  state, constants = blueprint.abstract, jax.tree.map(lambda x: shaped(x, whole), task.constants)
+  given = dict(parameters=state.params, statistics=state.extra, constants=constants, batch=batch)
+  if evaluation is None:
+    given |= dict(optimizer=state.opt_state, average=state.ema)
+    jitted = steps.Step(task, blueprint, config.step_config(), constants).jitted
+    healthy = jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole)
+    stop = jax.ShapeDtypeStruct((config.batch,), jnp.int32, sharding=rows)
+    arguments = (state, healthy, batch, stop, dict(constants))
+  else:
+    jitted = steps.evaluation_program(_evaluation(task, evaluation), mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = {**state.extra, 'params': state.params}
+    if constants:
+      variables['constants'] = constants
+    arguments = (variables, batch, shaped(key, whole))
   sizes = {name: float(states.bytes_of(tree)[1]) for name, tree in given.items()}
   with sharding.in_mesh(mesh, rules), _effort(effort):
-    lowered = step.jitted.lower(blueprint.abstract, healthy, batch, stop, constants)
-    try:
-      program = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-      memory = _refused(str(error), sizes, topology)
-      return Compiled('', memory, blueprint, time.perf_counter() - start)
+    text, memory = _compiled(jitted.lower(*arguments), sizes, topology)
+  return Compiled(text, memory, blueprint, time.perf_counter() - start)
+
+
+def _evaluation(task: Task, name: str):
+  known = task.evaluations()
+  if name not in known:
+    raise configs.unknown_key(name, sorted(known), 'evaluation')
+  return known[name]
+
+
+def _compiled(lowered, sizes: Mapping[str, float], topology: Topology) -> tuple[str, Memory]:
+  """A program's text and its memory; '' where it does not compile for want of memory."""
+  try:
+    program = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    return '', _refused(str(error), sizes, topology)
   found = program.memory_analysis()
   memory = Memory(
     **sizes,
-    activations=0.0,
     # At the worst moment; `temp_size_in_bytes` adds up what is never there at one time.
     temporaries=float(max(found.peak_memory_in_bytes - found.argument_size_in_bytes, 0)),
     code=float(found.generated_code_size_in_bytes),
     available=topology.chip.memory,
   )
-  return Compiled(program.as_text(), memory, blueprint, time.perf_counter() - start)
+  return program.as_text(), memory
 
 
 def check_heads(config: RunConfig, task: Task, mesh: jax.sharding.Mesh) -> None:
@@ -207,10 +226,7 @@ def _refused(message: str, sizes: Mapping[str, float], topology: Topology) -> Me
   total, available, has_arguments = needed
   given = sum(sizes.values())
   rest = max(total - given, 0.0) if has_arguments else total
-  return Memory(
-    **sizes, activations=0.0, temporaries=rest, code=0.0, available=available,
-    is_measured=False,
-  )  # fmt: skip
+  return Memory(**sizes, temporaries=rest, available=available, is_measured=False)
 
 
 def needed_bytes(message: str) -> tuple[float, float, bool] | None:

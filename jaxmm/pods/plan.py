@@ -36,6 +36,7 @@ class Plan:
     parameters: numbers.
     offenders: what the program does that the rules did not mean.
     seconds: of tracing and compiling.
+    evaluation: the evaluation that this is of; None is the training step.
   """
 
   topology: Topology
@@ -49,11 +50,13 @@ class Plan:
   offenders: tuple[str, ...]
   seconds: float
   effort: str
+  evaluation: str | None = None
 
   @property
   def hours(self) -> float | None:
-    """Of the config's steps."""
-    return self.config.steps * self.estimate.step / 3600 if self.estimate else None
+    """Of the config's steps; None for an evaluation."""
+    is_training = self.estimate is not None and self.evaluation is None
+    return self.config.steps * self.estimate.step / 3600 if is_training else None
 
   def traffic_by_axis(self) -> dict[tuple[str, str], dict[str, float]]:
     """`{(kind, mesh axes): {bytes, times, seconds}}` of a step's collectives."""
@@ -95,11 +98,19 @@ class Plan:
       collectives=rows, offenders=list(self.offenders), hours=self.hours,
       assumptions=dataclasses.asdict(roofline.ASSUMPTIONS),
       chip=dataclasses.asdict(self.topology.chip), effort=self.effort, seconds=self.seconds,
+      evaluation=self.evaluation,
       versions=dict(jax=jax.__version__, libtpu=libtpu_version()),
     )  # fmt: skip
 
 
-def planned(config: RunConfig, task: Task, topology: Topology, *, effort: str = 'quick') -> Plan:
+def planned(
+  config: RunConfig,
+  task: Task,
+  topology: Topology,
+  *,
+  effort: str = 'quick',
+  evaluation: str | None = None,
+) -> Plan:
   """Compiles and reads the step of a config.
 
   Args:
@@ -107,16 +118,19 @@ def planned(config: RunConfig, task: Task, topology: Topology, *, effort: str = 
     task: of the run.
     topology: the machine.
     effort: of the compiler, see `ahead.EFFORTS`.
+    evaluation: plan this evaluation of the Task instead, on batches of the same size.
   """
   shapes = task.batch_shapes(config.batch)
-  made = ahead.compiled_step(config, task, shapes, topology, effort)
+  made = ahead.compiled_step(config, task, shapes, topology, effort, evaluation)
   mesh = dict(made.blueprint.mesh.shape)
   params = made.blueprint.abstract.params
   dtype = getattr(getattr(task, 'config', None), 'dtype', 'float32')
-  flops, number = task.step_flops(config.batch), states.size_of(params)
+  # A forward pass is a third of a step.
+  flops = task.step_flops(config.batch) / (1 if evaluation is None else 3)
+  number = states.size_of(params)
   common = dict(
     topology=topology, config=config, mesh=mesh, model_flops=flops, parameters=number,
-    seconds=made.seconds, effort=effort,
+    seconds=made.seconds, effort=effort, evaluation=evaluation,
   )  # fmt: skip
   if not made.text:
     lines = tuple(offenders.whole_weights(made.blueprint))

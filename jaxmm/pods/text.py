@@ -33,7 +33,9 @@ def described(plan: Plan) -> str:
       f'slices {e.network * 1e3:.1f}',
       f'utilisation {e.utilisation:.1%} of the peak, {e.of_ceiling:.0%} of the arithmetic ceiling '
       f'of {e.ceiling:.1%}; hardware {e.hardware:.1%}',
-      f'run: {config.steps:,} steps in {plan.hours:,.1f} hours',
+      f'run: {config.steps:,} steps in {plan.hours:,.1f} hours'
+      if plan.hours is not None
+      else f'of one batch of the evaluation {plan.evaluation}',
       'collectives of a step, a device:',
     ]
     for (kind, axes), found in list(plan.traffic_by_axis().items())[:_SHOWN]:
@@ -77,7 +79,7 @@ def line(plan: Plan) -> str:
     return f'{head} {verdict(plan)}'
   return (
     f'{head} {plan.memory.total / _GIB:6.2f} GiB  {e.step * 1e3:9.1f} ms  {e.utilisation:6.1%}  '
-    f'{plan.hours:,.1f} h  {len(plan.offenders)} offenders'
+    f'{plan.hours or 0:,.1f} h  {len(plan.offenders)} offenders'
   )
 
 

@@ -52,8 +52,8 @@ def _verdict(plan: Mapping[str, Any]) -> Html:
     'fits',
     'holds',
     f'{free:.2f} GiB a device to spare. A step is estimated at {e["step"] * 1e3:.1f} ms, '
-    f'{e["utilisation"]:.1%} of the peak, {e["of_ceiling"]:.0%} of the arithmetic ceiling; '
-    f'{plan["steps"]:,} steps take {plan["hours"]:,.1f} hours.',
+    f'{e["utilisation"]:.1%} of the peak, {e["of_ceiling"]:.0%} of the arithmetic ceiling'
+    + (f'; {plan["steps"]:,} steps take {plan["hours"]:,.1f} hours.' if plan['hours'] else '.'),
   )
 
 

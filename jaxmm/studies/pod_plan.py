@@ -40,6 +40,7 @@ class Request:
     seconds: that `largest` and `search` may take together; a compilation that has begun is let
       finish.
     effort: of the compiler.
+    evaluation: the Task's evaluation to plan in place of the step.
     output: a folder for plan.json and plan.html; None writes none.
   """
 
@@ -51,6 +52,7 @@ class Request:
   search: bool = False
   seconds: float = 600.0
   effort: str = 'quick'
+  evaluation: str | None = None
   output: str | None = None
 
 
@@ -68,7 +70,13 @@ def make(request: Request, echo: Echo = print) -> list[Plan]:
   def planned(settings: Mapping[str, Any]) -> Plan:
     settings = configs.plain(settings)
     config = configs.from_mapping(RunConfig, settings, 'the config')
-    return plans.planned(config, run.make_task(settings), machine, effort=request.effort)
+    return plans.planned(
+      config,
+      run.make_task(settings),
+      machine,
+      effort=request.effort,
+      evaluation=request.evaluation,
+    )
 
   for settings in _by_rules(request, machine):
     made.append(planned(settings))

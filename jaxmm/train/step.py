@@ -268,13 +268,18 @@ def make_evaluation(
   """An evaluation of a Task, compiled: `(variables, batch, key) -> {metric: (sum, count)}` on the
   host.
   """
-  jitted = jax.jit(function, out_shardings=sharding.replicated(mesh))
+  jitted = evaluation_program(function, mesh)
 
   def run(variables, batch, key):
     with sharding.in_mesh(mesh, rules):
       return jax.tree.map(np.asarray, jitted(variables, batch, key))
 
   return run
+
+
+def evaluation_program(function: Callable[..., Sums], mesh: Mesh) -> Callable[..., Sums]:
+  """What `make_evaluation` runs, jitted; to be called, or lowered, in `sharding.in_mesh`."""
+  return jax.jit(function, out_shardings=sharding.replicated(mesh))
 
 
 def _packed(tree: Any) -> jax.Array:

@@ -113,6 +113,16 @@ def test_a_step_for_eight_devices_is_compiled_and_read():
   assert numbers['estimate']['step'] > 0 and numbers['memory']['fits']
 
 
+def test_an_evaluation_is_planned_like_a_step():
+  task = image_lm.make_task(MICRO)
+  made = plan.planned(config(), task, topology(), evaluation='likelihood')
+  assert made.memory.optimizer == 0 and made.memory.fits and made.hours is None
+  # The forward's products alone.
+  assert 0.6 < made.program.flops * 8 / made.model_flops < 1.2
+  with pytest.raises(ConfigError, match="'liklihood'.*likelihood"):
+    plan.planned(config(), task, topology(), evaluation='liklihood')
+
+
 def shape(*dims, dtype='bf16'):
   return Shape(dtype, dims)
 
