@@ -1,5 +1,6 @@
 """What a compiler that ran out of memory says; meshes that do not divide; batches without data."""
 
+import json
 import types
 
 import jax
@@ -10,11 +11,12 @@ from jaxmm import config as configs
 from jaxmm import sharding
 from jaxmm.config import ConfigError
 from jaxmm.models import image_lm, lm, megabyte, transfusion
-from jaxmm.pods import ahead, offenders, plan, program
+from jaxmm.pods import ahead, offenders, plan, program, text
 from jaxmm.pods.chips import CHIPS
 from jaxmm.pods.collectives import Collective
 from jaxmm.pods.hlo import Shape
 from jaxmm.pods.topology import Topology
+from jaxmm.report import pod_page
 from jaxmm.studies import pod_plan
 from jaxmm.train.run_config import RunConfig
 from jaxmm.train.state import plan_state
@@ -101,7 +103,8 @@ def test_a_task_that_cannot_say_its_batches():
     Task().batch_shapes(1)
 
 
-def test_a_step_for_eight_devices_is_compiled_and_read():
+def test_a_step_for_eight_devices_is_compiled_and_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(plan, 'libtpu_version', lambda: 'none')  # nor is it needed for CPUs
   task = image_lm.make_task(MICRO | dict(depth=3))
   made = plan.planned(config(rules='fsdp', mesh=dict(data=2, fsdp=4)), task, topology())
   assert made.memory.fits and made.memory.parameters > 0
@@ -111,6 +114,10 @@ def test_a_step_for_eight_devices_is_compiled_and_read():
   assert {'fsdp'} & {c.axes for c in made.program.collectives}
   numbers = made.as_json()
   assert numbers['estimate']['step'] > 0 and numbers['memory']['fits']
+  assert 'v5e:2x4 (8 chips), mesh data=2 fsdp=4, rules fsdp' in text.described(made)
+  (tmp_path / 'plan.json').write_text(json.dumps({'plans': [numbers, numbers], 'largest': 64}))
+  page = pod_page.write_pod_page(tmp_path / 'plan.json', tmp_path / 'plan.html').read_text()
+  assert 'Largest batch that fits: 64 rows' in page and 'Collectives of a step' in page
 
 
 def test_an_evaluation_is_planned_like_a_step():
