@@ -233,7 +233,8 @@ def parsed(text: str) -> Module:
         current = Computation(head[2], {})
         computations[head[2]] = current
         entry = head[2] if head[1] else entry
-    elif line.rstrip() == '}':
+    # A kernel's metadata may begin a line with a bracket, too.
+    elif line.rstrip() == '}' or line.startswith('}, execution_thread='):
       current = None
     else:
       one = _instruction(line)

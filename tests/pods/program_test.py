@@ -28,6 +28,13 @@ def test_a_loop_counts_as_often_as_it_runs(loop):
   assert 'add.1' not in module.times()  # applied to single elements
 
 
+def test_a_computation_of_another_thread_ends_where_it_ends():
+  text = TEXT.replace(
+    '}\n\n%fused_computation.1', '}, execution_thread="sparsecore"\n\n%fused_computation.1'
+  )
+  assert hlo.parsed(text).computations.keys() == hlo.parsed(TEXT).computations.keys()
+
+
 def test_a_loop_that_steps_by_two_from_eight():
   text = TEXT.replace('%one = s32[]{:T(128)} constant(1)', '%one = s32[]{:T(128)} constant(2)')
   text = text.replace('%zero = s32[]{:T(128)} constant(0)', '%zero = s32[]{:T(128)} constant(8)')

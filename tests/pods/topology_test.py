@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from jaxmm import cli
 from jaxmm.config import ConfigError
 from jaxmm.pods import topology
 
@@ -56,3 +57,9 @@ def test_devices_of_named_machines(name, slices, devices, chips):
 def test_what_libtpu_cannot_describe_lists_the_known():
   with pytest.raises(ConfigError, match=r'v5e:3x3.*cannot describe(.|\n)*v5e:4x4'):
     topology.described('v5e:3x3')
+
+
+def test_the_command_says_what_is_wrong_in_one_line_of_its_own(capsys):
+  at = ['plan', '--config', 'experiments/crt/imagenet256.py:XL', '--topology', 'v9:4x4']
+  assert cli.main(at) == 2
+  assert capsys.readouterr().err.startswith("jaxmm plan: topology is 'v9:4x4', which is unknown")
