@@ -5,12 +5,14 @@ may be sharded over the same devices as an activation's BATCH, and one array can
 only once.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 # Parameters.
@@ -65,6 +67,49 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """
   found = spec(x.shape, names)
   return x if found is None else jax.lax.with_sharding_constraint(x, found)
+
+
+# A weight's axes where it is used: what is split over the devices that share rows is put together.
+_IN_USE = {HEADS: ACT_HEADS, KV_HEADS: ACT_HEADS, MLP: ACT_MLP, VOCAB: ACT_VOCAB}
+# The name of gathered weights, for rematerialisation policies: they are not to be kept.
+GATHERED = 'gathered_weight'
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+  return constrain(weight, *(_IN_USE.get(name) for name in names))
+
+
+def _gathered_forward(weight, names):
+  return _gathered(weight, names), None
+
+
+def _gathered_backward(names, _, grad):
+  return (constrain(grad, *names),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def gathered(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
+  """A weight, in the dtype in which it is used, as its user wants it: whole but for a tensor split.
+
+  Said aloud because a compiler that is left to itself may pass a small model's weights round in
+  pieces, with a partial sum of the activations for each. The gradient goes back split as it was.
+  """
+  if spec(weight.shape, tuple(names)) is None:
+    return weight
+  return checkpoint_name(_gathered(weight, tuple(names)), GATHERED)
+
+
+def is_split(name: str) -> bool:
+  """Whether the rules in force split a logical axis over several devices."""
+  rules, mesh = nn.get_logical_axis_rules(), jax.sharding.get_abstract_mesh()
+  if not rules or mesh.empty:
+    return False
+  (entry,) = nn.logical_to_mesh_axes((name,), rules)
+  over = (entry,) if isinstance(entry, str) else tuple(entry or ())
+  return math.prod(mesh.shape[a] for a in over) > 1
 
 
 def on_each_device(function: Callable, in_specs: Any, out_specs: Any) -> Callable:

@@ -158,7 +158,8 @@ class Dense(nn.Module):
     shape = x.shape[x.ndim - self.num_in :] + tuple(self.features)
     kernel = self.param('kernel', axes.weight(self._drawn, *self.names), shape)
     dtype = jnp.dtype(self.dtype)
-    out = linear(x.astype(dtype), kernel.astype(dtype), self.num_in)
+    kernel = axes.gathered(kernel.astype(dtype), self.names)
+    out = linear(x.astype(dtype), kernel, self.num_in)
     if self.bias:
       zeros = axes.weight(nn.initializers.zeros_init(), *self.names[self.num_in :])
       out = out + self.param('bias', zeros, tuple(self.features)).astype(dtype)

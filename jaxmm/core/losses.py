@@ -69,8 +69,11 @@ def projected_nll(
       gradient: one more product with the head, for memory that does not grow with L * V.
   """
 
+  # Devices that share the table put it together once, not for every chunk.
+  table_VD = axes.gathered(table_VD.astype(hidden_BLD.dtype), (axes.VOCAB, axes.EMBED))
+
   def nll(hidden, targets):
-    logits = jnp.einsum('BLD,VD->BLV', hidden, table_VD.astype(hidden.dtype))
+    logits = jnp.einsum('BLD,VD->BLV', hidden, table_VD)
     return token_nll(axes.constrain(logits, axes.BATCH, axes.LENGTH, axes.ACT_VOCAB), targets)
 
   B, L, D = hidden_BLD.shape

@@ -348,9 +348,10 @@ class Group(nn.Module):
   def __call__(self, x_BLD, group, inputs):
     cfg, states, kvs = self.config, [], []
     block = Block
-    if cfg.remat != 'none':
+    if cfg.remat != 'none' or axes.is_split(axes.EMBED):
       policies = jax.checkpoint_policies
       saved = {
+        'none': policies.save_anything_except_these_names(axes.GATHERED),
         'block': policies.nothing_saveable,
         'narrow': policies.save_only_these_names(*_NARROW),
         'dots': policies.save_from_both_policies(

@@ -65,7 +65,7 @@ class Program:
 # Custom calls that compute nothing.
 _EMPTY = (
   'AllocateBuffer', 'AssumeGatherIndicesInBound', 'ConcatBitcast', 'Sharding',
-  'SPMDFullToShardShape', 'ZeroCrop',
+  'SPMDFullToShardShape', 'ZeroCrop', 'PrepareAsyncCallStart', 'PrepareAsyncCallDone',
   'SPMDShardToFullShape', 'BitcastBound', 'X64Combine', 'MoveToHost', 'MoveToDevice', 'TopK',
   'ConvolutionBitcast', 'SliceToDynamic', 'PadToStatic', 'annotate_device_placement',
 )  # fmt: skip
