@@ -77,6 +77,11 @@ GATHERED = 'gathered_weight'
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gathered(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+  # The barrier keeps the gather behind the change of dtype.
+  return _whole(jax.lax.optimization_barrier(constrain(weight, *names)), names)
+
+
+def _whole(weight, names):
   return constrain(weight, *(_IN_USE.get(name) for name in names))
 
 
@@ -85,7 +90,8 @@ def _gathered_forward(weight, names):
 
 
 def _gathered_backward(names, _, grad):
-  return (constrain(grad, *names),)
+  # Summed first and then split, or the product that makes it is done in pieces.
+  return (constrain(_whole(grad, names), *names),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
