@@ -5,7 +5,7 @@ import pytest
 
 from jaxmm.config import ConfigError
 from jaxmm.core import attention, masks
-from jaxmm.models import transfusion_rows as rows
+from jaxmm.models import mixed_rows as rows
 from tests.references import transformer as reference
 
 L, N, K, H = 11, 4, 2, 8
