@@ -18,6 +18,9 @@ KINDS = (
 )  # fmt: skip
 
 
+_ON_MESH = re.compile(r'replica_groups=(mesh\[[^\]]*\](?:, device_ids=\([^{]*\))? \{[^}]*\})')
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
   """One instruction.
@@ -73,7 +76,9 @@ def _group(kind: str, one: Instruction, mesh: Mapping[str, int]) -> tuple[int, .
   if kind == 'collective-permute':
     pair = re.search(r'\{(\d+),(\d+)\}', one.attribute('source_target_pairs') or '')
     return tuple(int(n) for n in pair.groups()) if pair else (0,)
-  return first_group(one.attribute('replica_groups') or '', math.prod(mesh.values()))
+  on_mesh = _ON_MESH.search(one.rest)  # it has a comma of its own
+  text = on_mesh[1] if on_mesh else one.attribute('replica_groups') or ''
+  return first_group(text, math.prod(mesh.values()))
 
 
 def _by_kind(
@@ -153,10 +158,11 @@ def first_group(text: str, num: int) -> tuple[int, ...]:
 def _mesh_group(text: str) -> tuple[int, ...]:
   inside, _, rest = text.partition(']')
   sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", inside)}
-  order = re.search(r'device_ids=\(?\[([\d,]+)\]', rest)
+  order = re.search(r'device_ids=\(\[([\d,]+)\]T\(([\d,]+)\)\)', rest)
   ids = np.arange(int(np.prod(list(sizes.values()))))
   if order:
-    ids = np.array([int(n) for n in order[1].split(',')])
+    dims, turned = (tuple(int(n) for n in order[i].split(',')) for i in (1, 2))
+    ids = ids.reshape(dims).transpose(turned)
   ids = ids.reshape(tuple(sizes.values()))
   names = re.search(r'\{(.*?)\}', rest)
   # 'a':(2)4 is the part of axis a of size 4 that has 2 before it.

@@ -74,11 +74,20 @@ def test_traffic_is_what_a_fusion_slices_and_not_what_stays_on_the_chip(loop):
     ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
     ("mesh['a'=2,'b'=4] {'b':(1)2}", (0, 2)),
     ("mesh['a'=2,'b'=4] {'b':(2)2}", (0, 1)),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}", (0, 1, 2, 3)),
+    ("mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'b'}", (0, 4)),
     ('{}', (0, 1, 2, 3, 4, 5, 6, 7)),
   ],
 )
 def test_replica_groups_in_every_way_they_are_written(text, group):
   assert collectives.first_group(text, 8) == group
+
+
+def test_a_gather_over_the_inner_axis_of_two():
+  groups = "mesh['a'=16,'b'=16], device_ids=([16,16]T(1,0)) {'a'}"
+  text = TEXT.replace("mesh['axis_0'=256,'axis_1'=1] {'axis_0'}", groups)
+  found = program.read(text, {'data': 16, 'fsdp': 16, 'tensor': 1}).collectives
+  assert [c.axes for c in found if c.kind == 'all-gather'] == ['fsdp']
 
 
 def test_the_axes_of_a_group():
