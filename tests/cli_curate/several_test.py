@@ -65,6 +65,7 @@ def corpus(tmp_path_factory):
   return ['--input', str(root / 'in.jsonl'), '--id-field', 'id'], root
 
 
+@pytest.mark.slow
 def test_brought_vectors_are_judged_alike(corpus, tmp_path):
   words, root = corpus
   brought = ['embed', *words, '--encoder', 'brought', '--vectors', root / 'x.npz', '--output']

@@ -274,6 +274,7 @@ print(len(jax.devices()), keep.num_kept)
 """
 
 
+@pytest.mark.slow
 def test_processes_do_not_show(tmp_path):
   ids, x = cloud()
   np.savez(tmp_path / 'x.npz', ids=np.array(ids), x=x)

@@ -222,6 +222,7 @@ def ms_ssim_by_loops(a, b, data_range):
   return total
 
 
+@pytest.mark.slow
 def test_ms_ssim_equals_loops():
   rng = np.random.default_rng(0)
   a = rng.integers(0, 256, (3, 12, 12, 2)).repeat(16, 1).repeat(15, 2)[:, :179]

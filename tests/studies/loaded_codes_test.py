@@ -14,6 +14,8 @@ from jaxmm.config import ConfigError
 from jaxmm.studies import evaluation, tokens
 from jaxmm.studies import run as runs
 
+pytestmark = pytest.mark.slow
+
 VQ = (
   'steps=2', 'batch=8', 'data.name=images', 'data.cache=False', 'data.num_classes=1',
   'model.vqgan.channels=8', 'model.vqgan.z_channels=8', 'model.vqgan.quantizer.codes=32',

@@ -125,6 +125,7 @@ def test_moved_together_the_codes_still_lead_to_their_tokenizer(moved):
   assert directory.resolve() == (moved / 'tokenizer').resolve() and step == 4
 
 
+@pytest.mark.slow
 def test_codes_are_decoded_by_the_step_that_wrote_them(path, moved):
   before = jaxmm.load(moved / 'lm').sample(range(3))
   run_verbs(

@@ -81,6 +81,7 @@ def claim(**changes):
   return PruningClaim(**{**fields, **changes})
 
 
+@pytest.mark.slow
 def test_a_claim_runs_to_its_verdict_and_repeats_nothing(tmp_path):
   texts, work, said = write_folder(tmp_path / 'texts'), tmp_path / 'work', []
 

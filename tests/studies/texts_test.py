@@ -77,7 +77,7 @@ def test_raw_bytes_in_a_file(trained, tmp_path):
   assert cli.main([*words, 'zwei', '--output', str(out)]) == 2
 
 
-@pytest.mark.parametrize('order', ['raster', 'patch'])
+@pytest.mark.parametrize('order', [pytest.param('raster', marks=pytest.mark.slow), 'patch'])
 def test_a_model_of_the_bytes_of_pictures_draws(order, tmp_path):
   folder = tmp_path / 'pictures'
   folder.mkdir()

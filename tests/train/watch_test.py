@@ -81,6 +81,7 @@ def test_one_killed_while_the_others_wait_in_their_exit():
     assert status == watch.LOST and seconds < 15
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_others_with_its_words():
   ends, said = run(f'if i == 1: raise ValueError("the disk is gone")\n{MEET_FOR_EVER}')
   assert ends[1][:2] == (1, 'ValueError: the disk is gone')
