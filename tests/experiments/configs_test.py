@@ -100,8 +100,12 @@ def batch_shapes(config, task):
   return out | {'image_BYXC': shape(np.uint8, size, size, data.channels)}
 
 
-# Tracing a tokenizer takes seconds; the paper's stands for the others.
-SLOW = ('baseline', 'crt_131k', 'mini.py:crt', 'cifar10.py:crt', 'vae.py', 'mini.py:plain')
+# Tracing takes seconds; of each kind one stands for the others.
+SLOW = (
+  'baseline', 'crt_131k', 'mini.py:crt', 'cifar10.py:crt', 'vae.py', 'mini.py:plain',
+  '350M-290M', '1.3B-218M', '452M-151M', '5.8B-604M', '170B-3.2B', 'p48', 'p768', '125M-83M',
+  'plain-350M', '0.37B', '0.76B', '1.4B',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize('spec', SPECS)

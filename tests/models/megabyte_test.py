@@ -225,6 +225,7 @@ CHUNKED = dict(
 )
 
 
+@pytest.mark.slow
 def test_local_chunks_and_remat_change_no_gradient(batch):
   params = random_params(config_of({'cross_patch': 2}))
   (value, _), grad = loss_of(cross_patch=2)[1](params, batch, 100.0)
@@ -235,6 +236,7 @@ def test_local_chunks_and_remat_change_no_gradient(batch):
   )
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_same_on_eight_devices(batch):
   task, loss = loss_of(**CHUNKED)
   params = random_params(task.config)

@@ -118,6 +118,7 @@ def check_same(one: Mixed, i, other: Mixed, j):
   check_latents(one.latent_BIYXC[i, :num], other.latent_BIYXC[j, :num], ANCESTRAL)
 
 
+@pytest.mark.slow
 def test_a_row_is_the_same_alone_in_any_order_and_behind_any_padding(params, together):
   modes = [int(n) for n in together.images_B]
   assert len(set(modes)) > 1  # not all rows draw as many images

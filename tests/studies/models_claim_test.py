@@ -110,6 +110,7 @@ def test_what_cannot_be_is_said_before_training(text, changes, options, message)
     models_claim.planned(claim, **{'data_path': text, **options})
 
 
+@pytest.mark.slow
 def test_data_that_is_made_first_and_a_study_that_is_moved(text, tmp_path):
   def prepared(path, scale):
     def write(directory):

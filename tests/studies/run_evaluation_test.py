@@ -22,6 +22,8 @@ from tests import tiny_features, tiny_runs
 from tests.multiprocess import run_processes
 from tests.programs import run_verbs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
@@ -83,7 +85,6 @@ def test_the_verb_adds_them_to_the_runs_own(path, capsys):
   assert 'rebuilt/rfid' in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_images_that_are_drawn_do_not_depend_on_batch_and_mesh(path, monkeypatch, tmp_path):
   loaded, stores = loading.load(path.lm), []
   for devices, batch in [(1, 4), (8, 8), (1, 11)]:
@@ -146,7 +147,6 @@ def test_too_few_pictures_for_a_distance_are_refused(path):
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_training_run_is_followed_from_another_process(path, tmp_path):
   run = tmp_path / 'run'
   where = [f'--config.{d}.path={path.pictures}' for d in ('data', 'eval_data')]
@@ -178,7 +178,6 @@ def test_a_training_run_is_followed_from_another_process(path, tmp_path):
   assert lines[-1].endswith('all 6 steps are done')
 
 
-@pytest.mark.slow
 def test_following_goes_on_and_passes_over_what_is_gone(path, tmp_path, monkeypatch):
   run = tmp_path / 'run'
   both = ' '.join(f'--config.{d}.path={path.pictures}' for d in ('data', 'eval_data'))
@@ -212,7 +211,6 @@ evaluation.write(sys.argv[1], batch=5, pictures=options, echo=lambda line: None)
 """
 
 
-@pytest.mark.slow
 def test_two_processes_evaluate_a_run(path, tmp_path):
   shutil.copytree(path.tokenizer, tmp_path / 'run', ignore=shutil.ignore_patterns('evaluation*'))
   run_processes(2, PROCESSES, 2, [tmp_path / 'run'])

@@ -176,6 +176,7 @@ def test_options_of_images_and_of_text_do_not_mix(trained, capsys):
   assert '--output' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_megabyte_is_evaluated_in_windows_and_strides(trained):
   run = trained['megabyte']
   words = ['evaluate', '--run', str(run), '--batch', '8', '--config.eval_data.text.length=256']

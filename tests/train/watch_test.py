@@ -92,6 +92,7 @@ def test_an_error_of_one_process_ends_the_others_with_its_words():
     assert status == watch.LOST and seconds < 25
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_told_by_each_itself():
   ends, said = run('time.sleep(i)\nraise ValueError(f"no {i}")')
   assert [end[:2] for end in ends] == [(1, f'ValueError: no {i}') for i in range(3)], said
