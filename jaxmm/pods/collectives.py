@@ -18,6 +18,7 @@ KINDS = (
 )  # fmt: skip
 
 
+_MEGASCALE = 'xla_megascale_runtime'
 _ON_MESH = re.compile(r'replica_groups=(mesh\[[^\]]*\](?:, device_ids=\([^{]*\))? \{[^}]*\})')
 
 
@@ -60,6 +61,8 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
     home = module.computations[name]
     for one in home.instructions.values():
       kind = one.opcode.removesuffix('-start')
+      if kind == 'send' and _MEGASCALE in one.rest:
+        out.append(_between_slices(one, home, mesh, times))
       if kind not in KINDS:
         continue
       group = _group(kind, one, mesh)
@@ -70,6 +73,32 @@ def collectives(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
         size = sum(s.bytes for s in shapes)
         out.append(Collective(true_kind, tuple(shapes), size, group, axes, times, one.op_name))
   return out
+
+
+def _between_slices(one: Instruction, home: Computation, mesh: Mapping[str, int], times: float):
+  """What a device sends to those of other slices that stand where it does in theirs.
+
+  Compilers for TPUs hand these to the hosts, with what they are beside.
+  """
+  kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest)
+  slices = re.search(r'_xla_megascale_target="\{([\d,:]+)\}', one.rest)
+  sizes = tuple(mesh.values())
+  # Only the first axis, data, goes across slices.
+  ids = np.arange(math.prod(sizes)).reshape(sizes[0], -1)[:, 0]
+  if slices:
+    first, is_range, last = slices[1].partition(':')
+    num = int(last) - int(first) + 1 if is_range else len(slices[1].split(','))
+    ids = ids[:: sizes[0] // num]
+  else:  # one device to one other
+    ids = ids[[0, -1]]
+  name = kind[1].lower().replace('_', '-') if kind else 'send'
+  name = {'one-to-one': 'collective-permute'}.get(name, name)
+  if name not in KINDS:
+    raise ValueError(f'{one.name} sends to other slices in a way that is not known: {one.rest}')
+  group = tuple(int(i) for i in ids)
+  shapes = home.operand_shapes(one)[:1]
+  size = sum(shape.bytes for shape in shapes)
+  return Collective(name, tuple(shapes), size, group, axes_of(group, mesh), times, one.op_name)
 
 
 def _group(kind: str, one: Instruction, mesh: Mapping[str, int]) -> tuple[int, ...]:
